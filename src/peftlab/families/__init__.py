@@ -1,0 +1,1 @@
+"""The families of peftlab, one file each; the folder is the registry."""

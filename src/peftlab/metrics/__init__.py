@@ -1,0 +1,1 @@
+"""The metrics of peftlab, one file each; the folder is the registry."""

@@ -1,0 +1,1 @@
+"""The probes of peftlab, one file each; the folder is the registry."""

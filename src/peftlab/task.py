@@ -1,0 +1,99 @@
+"""What a task is: examples, one prompt template, and the metrics that score it.
+
+A leaf in `tasks/` is a module with:
+
+- `PROMPT`: the template, a format string with `{source}`; used for training and for evaluation (law 5);
+- `METRICS`: names of the metrics that score it, the first one is the headline;
+- `load(data_dir, *, seed) -> Splits`: the examples.
+
+Optional: `TARGETS` ("text", the default, or "label") and `LABELS` (class names, for "label").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One thing to do, with all its accepted answers.
+
+    Training makes one row of each (source, reference) pair; evaluation asks once per example and scores against all
+    references.
+
+    Attributes:
+        id: Unique within the task, stable between loads, e.g. "train-17".
+        source: What the model is given, before the prompt template.
+        references: Accepted answers, at least one for text tasks; empty for label tasks.
+        values: Strings that a right answer holds verbatim (names, numbers); empty where the task has none.
+        label: Class index for label tasks, else None.
+    """
+
+    id: str
+    source: str
+    references: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    label: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The three parts of a task's data; no source is shared between them.
+
+    Attributes:
+        train: Examples to train on.
+        validation: Examples whose loss chooses the best checkpoint.
+        test: Examples that are scored, before and after.
+        files: The files the examples came from (empty for generated data); their checksums go into the run folder.
+        notes: What a person should know, e.g. "3 duplicate rows were kept".
+    """
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
+    files: Sequence[Path] = ()
+    notes: Sequence[str] = field(default=())
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A leaf of `tasks/` (a module satisfies this)."""
+
+    PROMPT: str
+    METRICS: tuple[str, ...]
+
+    def load(self, data_dir: Path | None, *, seed: int) -> Splits:
+        """Read or generate the examples.
+
+        Args:
+            data_dir: The folder that holds the data set's own files; None for generated data.
+            seed: Seeds whatever is drawn at random.
+
+        Returns:
+            The splits, the same for the same arguments.
+
+        Raises:
+            DataError: A file is missing, malformed or empty; names file and line.
+        """
+        ...
+
+
+def render_prompt(template: str, source: str) -> str:
+    """The prompt for one source text (law 5: training and evaluation both call this).
+
+    Args:
+        template: A task's `PROMPT`.
+        source: An example's source.
+
+    Returns:
+        The template with `{source}` replaced; braces in the source are left alone.
+
+    Example:
+        >>> render_prompt("Say: {source}\\n", "a {b}")
+        'Say: a {b}\\n'
+    """
+    head, _, tail = template.partition("{source}")
+    return f"{head}{source}{tail}"

@@ -1,0 +1,1 @@
+"""The tasks of peftlab, one file each; the folder is the registry."""
