@@ -45,7 +45,9 @@ class Catalog:
         Returns:
             The line, or "" where the leaf has no docstring.
         """
-        doc = ast.get_docstring(ast.parse((_PACKAGE / self.folder / f"{name}.py").read_text(encoding="utf-8")))
+        doc = ast.get_docstring(
+            ast.parse((_PACKAGE / self.folder / f"{name}.py").read_text(encoding="utf-8"))
+        )
         return doc.splitlines()[0] if doc else ""
 
     def check(self, name: str) -> str:

@@ -35,7 +35,7 @@ class PeftlabError(Exception):
     exit_code = 1
 
 
-class InputError(PeftlabError):
+class InputError(PeftlabError, ValueError):
     """The person's input is wrong."""
 
     exit_code = 2
@@ -56,7 +56,9 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         choices = sorted(known)
-        super().__init__(f"unknown {kind} '{name}'{did_you_mean(name, choices)}; there is: {', '.join(choices)}")
+        super().__init__(
+            f"unknown {kind} '{name}'{did_you_mean(name, choices)}; there is: {', '.join(choices)}"
+        )
         self.kind, self.name, self.known = kind, name, choices
 
 
@@ -100,7 +102,7 @@ class EvaluationError(RunError):
     """An evaluation could not be completed."""
 
 
-class Interrupted(PeftlabError):  # noqa: N818 - a stop that was asked for, not a fault
+class Interrupted(PeftlabError):
     """Stopped by a signal after saving; the run can be resumed."""
 
     exit_code = 75

@@ -44,7 +44,9 @@ class Score:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
-            raise EvaluationError(f"{self.metric} is {self.value} over {self.count} examples: no score can be given")
+            raise EvaluationError(
+                f"{self.metric} is {self.value} over {self.count} examples: no score can be given"
+            )
         if self.count < 1:
             raise EvaluationError(f"{self.metric} was asked to score no examples")
 

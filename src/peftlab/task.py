@@ -4,15 +4,13 @@ A leaf in `tasks/` is a module with:
 
 - `PROMPT`: the template, a format string with `{source}`; used for training and for evaluation (law 5);
 - `METRICS`: names of the metrics that score it, the first one is the headline;
-- `load(data_dir, *, seed) -> Splits`: the examples.
-
-Optional: `TARGETS` ("text", the default, or "label") and `LABELS` (class names, for "label").
+- `load(data_dir, *, seed) -> Splits`: the examples; label tasks name their classes in `Splits.labels`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -49,13 +47,15 @@ class Splits:
         test: Examples that are scored, before and after.
         files: The files the examples came from (empty for generated data); their checksums go into the run folder.
         notes: What a person should know, e.g. "3 duplicate rows were kept".
+        labels: Class names by index for label tasks; empty for tasks that generate text.
     """
 
     train: Sequence[Example]
     validation: Sequence[Example]
     test: Sequence[Example]
     files: Sequence[Path] = ()
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
+    labels: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -82,7 +82,7 @@ class Task(Protocol):
 
 
 def render_prompt(template: str, source: str) -> str:
-    """The prompt for one source text (law 5: training and evaluation both call this).
+    r"""The prompt for one source text (law 5: training and evaluation both call this).
 
     Args:
         template: A task's `PROMPT`.
@@ -92,8 +92,8 @@ def render_prompt(template: str, source: str) -> str:
         The template with `{source}` replaced; braces in the source are left alone.
 
     Example:
-        >>> render_prompt("Say: {source}\\n", "a {b}")
-        'Say: a {b}\\n'
+        >>> render_prompt("Say: {source}\n", "a {b}")
+        'Say: a {b}\n'
     """
     head, _, tail = template.partition("{source}")
     return f"{head}{source}{tail}"

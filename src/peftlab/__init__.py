@@ -1,0 +1,213 @@
+"""peftlab: a laboratory for parameter-efficient fine-tuning.
+
+Public names import from here and load on first use: `import peftlab` itself loads neither torch nor pydantic.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftlab.callbacks import (
+        DynamicLoRACallback,
+        GradientMeasuringTrainer,
+        GradientNormCallback,
+        create_layerwise_lora_config,
+        create_phased_lora_config,
+        measure_gradient_norms,
+        print_trainable_parameters,
+        setup_model_with_lora,
+    )
+    from peftlab.config import RunConfig
+    from peftlab.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        EvaluationError,
+        InputError,
+        Interrupted,
+        ModelError,
+        NonFiniteError,
+        NotTrainingError,
+        OutputError,
+        PeftlabError,
+        RunError,
+        ScheduleError,
+        TargetError,
+        UnknownNameError,
+    )
+    from peftlab.experiment_config import (
+        ATTENTION_ONLY,
+        BOTH,
+        MLP_ONLY,
+        DataConfig,
+        DatasetType,
+        DynamicLoRAConfig,
+        EvaluationConfig,
+        ExperimentConfig,
+        GradientAnalysisConfig,
+        LoRAConfig,
+        ModelConfig,
+        TargetModuleGroup,
+        TrainingConfig,
+        config_from_dict,
+        config_to_dict,
+    )
+    from peftlab.experiment_presets import PRESETS
+    from peftlab.figures import (
+        generate_summary_report,
+        plot_gradient_evolution,
+        plot_gradient_norms,
+        plot_layer_comparison,
+        plot_layer_heatmap,
+        plot_training_loss,
+    )
+    from peftlab.finetuning import finetune, load
+    from peftlab.gradient_log import GradientNormLog, load_gradient_log
+    from peftlab.metric import Score
+    from peftlab.run import RunFolder
+    from peftlab.task import Example, Splits
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ATTENTION_ONLY": "experiment_config",
+    "BOTH": "experiment_config",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "DataConfig": "experiment_config",
+    "DataError": "errors",
+    "DatasetType": "experiment_config",
+    "DynamicLoRACallback": "callbacks",
+    "DynamicLoRAConfig": "experiment_config",
+    "EvaluationConfig": "experiment_config",
+    "EvaluationError": "errors",
+    "Example": "task",
+    "ExperimentConfig": "experiment_config",
+    "GradientAnalysisConfig": "experiment_config",
+    "GradientMeasuringTrainer": "callbacks",
+    "GradientNormCallback": "callbacks",
+    "GradientNormLog": "gradient_log",
+    "InputError": "errors",
+    "Interrupted": "errors",
+    "LoRAConfig": "experiment_config",
+    "MLP_ONLY": "experiment_config",
+    "ModelConfig": "experiment_config",
+    "ModelError": "errors",
+    "NonFiniteError": "errors",
+    "NotTrainingError": "errors",
+    "OutputError": "errors",
+    "PRESETS": "experiment_presets",
+    "PeftlabError": "errors",
+    "RunConfig": "config",
+    "RunError": "errors",
+    "RunFolder": "run",
+    "ScheduleError": "errors",
+    "Score": "metric",
+    "Splits": "task",
+    "TargetError": "errors",
+    "TargetModuleGroup": "experiment_config",
+    "TrainingConfig": "experiment_config",
+    "UnknownNameError": "errors",
+    "config_from_dict": "experiment_config",
+    "config_to_dict": "experiment_config",
+    "create_layerwise_lora_config": "callbacks",
+    "create_phased_lora_config": "callbacks",
+    "finetune": "finetuning",
+    "generate_summary_report": "figures",
+    "load": "finetuning",
+    "load_gradient_log": "gradient_log",
+    "measure_gradient_norms": "callbacks",
+    "plot_gradient_evolution": "figures",
+    "plot_gradient_norms": "figures",
+    "plot_layer_comparison": "figures",
+    "plot_layer_heatmap": "figures",
+    "plot_training_loss": "figures",
+    "print_trainable_parameters": "callbacks",
+    "setup_model_with_lora": "callbacks",
+}
+"""Public name to the module that holds it, sorted."""
+
+__all__ = [
+    "ATTENTION_ONLY",
+    "BOTH",
+    "MLP_ONLY",
+    "PRESETS",
+    "CheckpointError",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "DatasetType",
+    "DynamicLoRACallback",
+    "DynamicLoRAConfig",
+    "EvaluationConfig",
+    "EvaluationError",
+    "Example",
+    "ExperimentConfig",
+    "GradientAnalysisConfig",
+    "GradientMeasuringTrainer",
+    "GradientNormCallback",
+    "GradientNormLog",
+    "InputError",
+    "Interrupted",
+    "LoRAConfig",
+    "ModelConfig",
+    "ModelError",
+    "NonFiniteError",
+    "NotTrainingError",
+    "OutputError",
+    "PeftlabError",
+    "RunConfig",
+    "RunError",
+    "RunFolder",
+    "ScheduleError",
+    "Score",
+    "Splits",
+    "TargetError",
+    "TargetModuleGroup",
+    "TrainingConfig",
+    "UnknownNameError",
+    "__version__",
+    "config_from_dict",
+    "config_to_dict",
+    "create_layerwise_lora_config",
+    "create_phased_lora_config",
+    "finetune",
+    "generate_summary_report",
+    "load",
+    "load_gradient_log",
+    "measure_gradient_norms",
+    "plot_gradient_evolution",
+    "plot_gradient_norms",
+    "plot_layer_comparison",
+    "plot_layer_heatmap",
+    "plot_training_loss",
+    "print_trainable_parameters",
+    "setup_model_with_lora",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562).
+
+    Args:
+        name: The name.
+
+    Returns:
+        What it stands for.
+
+    Raises:
+        AttributeError: No such public name.
+    """
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'peftlab' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"peftlab.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,192 @@
+"""An adapter made by peft, attached to a live base.
+
+All methods that peft implements share this; a leaf in `methods/` only makes the peft config.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+
+from peftlab.errors import CheckpointError, TargetError
+from peftlab.family import Selection
+from peftlab.mapping import map_model
+from peftlab.method import Head
+from peftlab.streams import seed_for
+
+ADAPTER = "default"
+"""The adapter's name inside peft; it appears in parameter names, never in saved files."""
+
+TASK_TYPES: dict[Head, str] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classification": "SEQ_CLS"}
+"""peft's task type for each kind of head."""
+
+
+class PeftAttachment:
+    """A peft adapter on a base; satisfies `method.Attachment`.
+
+    Args:
+        model: The base.
+        config: The peft config.
+        selection: What the targets stood for; checked against what peft adapted.
+        steps_to_train: Law 1's K for a parameter name.
+        seed: Seeds the adapter's initial values.
+        tied: Modules trained whole that share one weight; peft copies each, here they share again.
+
+    Raises:
+        TargetError: peft adapted other modules than were selected.
+    """
+
+    rewritten: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Any,
+        selection: Selection,
+        *,
+        steps_to_train: Callable[[str], int],
+        seed: int,
+        tied: Sequence[str] = (),
+    ) -> None:
+        self.selection = selection
+        self._steps_to_train = steps_to_train
+        self._required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
+        with torch.random.fork_rng(devices=_cuda_devices(model)), warnings.catch_warnings():
+            if tied:  # the warning asks for what is done three lines below
+                warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+            torch.manual_seed(seed_for(seed, "adapter"))
+            self.model: Any = peft.get_peft_model(model, config, adapter_name=ADAPTER)
+        copies = [self.model.base_model.model.get_submodule(path).modules_to_save[ADAPTER] for path in tied]
+        for copy in copies[1:]:
+            copy.weight = copies[0].weight
+        self._check_targets()
+        self.family = map_model(self.model)
+
+    def _check_targets(self) -> None:
+        """Compare what peft adapted with what was selected.
+
+        Raises:
+            TargetError: They differ.
+        """
+        adapted = set(self.model.base_model.targeted_module_names)
+        wanted = {site.path for site in self.selection.adapted}
+        if adapted != wanted:
+            raise TargetError(
+                f"peft adapted {sorted(adapted - wanted)} beside the targets and left out {sorted(wanted - adapted)}"
+            )
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every tensor the adapter can train, by its name in `model`."""
+        return adapter_parameters(self.model)
+
+    def steps_to_train(self, name: str) -> int:
+        """Law 1's K for one tensor.
+
+        Args:
+            name: The tensor's name in `model`.
+
+        Returns:
+            Optimizer steps of non-zero learning rate after which it must have trained.
+        """
+        return self._steps_to_train(name)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """A context in which `model` answers as the base does; which tensors train is restored afterwards."""
+        active = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(active[name])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is saved, by the names of the saved file, on the CPU."""
+        state = peft.get_peft_model_state_dict(self.model, adapter_name=ADAPTER, save_embedding_layers=False)
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put saved tensors back.
+
+        Args:
+            tensors: As `tensors` gave them.
+
+        Raises:
+            CheckpointError: Names or shapes differ from this adapter's.
+        """
+        own = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if own != given:
+            missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+            shapes = sorted(name for name in own.keys() & given.keys() if own[name] != given[name])
+            raise CheckpointError(
+                f"the saved adapter does not fit: missing {missing}, unexpected {extra}, of another shape {shapes}"
+            )
+        active = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        peft.set_peft_model_state_dict(self.model, dict(tensors), adapter_name=ADAPTER)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(active[name])
+
+    def save(self, folder: Path) -> None:
+        """Write `adapter_config.json` and `adapter_model.safetensors`.
+
+        Args:
+            folder: Where; peft makes it if needed.
+        """
+        # The embeddings are saved where they are in modules_to_save; peft's own guess would look them up on a hub.
+        self.model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def remove(self) -> nn.Module:
+        """Take the adapter off.
+
+        Returns:
+            The base as it was given: same object, same tensors, same keys, same `requires_grad`.
+        """
+        _restore_originals(self.model.base_model.model)  # first: unload would keep the trained copies
+        base: nn.Module = self.model.unload()
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(self._required_grad.get(name, True))
+        return base
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The tensors that peft's layers added to a model, by name; each shared tensor once.
+
+    Args:
+        model: A model that peft has wrapped or injected adapters into; one without adapters gives its trainable tensors.
+
+    Returns:
+        Name to parameter, in the model's order.
+    """
+    owned = set()
+    for path, module in model.named_modules():
+        for kind in getattr(module, "adapter_layer_names", ()):
+            owned.add(f"{path}.{kind}." if path else f"{kind}.")
+            owned.add(f"{path}.{kind}" if path else kind)
+    if not owned:
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    prefixes = tuple(prefix for prefix in owned if prefix.endswith("."))
+    return {name: p for name, p in model.named_parameters() if name in owned or name.startswith(prefixes)}
+
+
+def _restore_originals(model: nn.Module) -> None:
+    """Put the original module back wherever peft left a `modules_to_save` wrapper."""
+    for path, module in list(model.named_modules()):
+        original = getattr(module, "original_module", None)
+        if isinstance(original, nn.Module):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, original)
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    """The CUDA devices a model lies on."""
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -1,0 +1,408 @@
+"""Config in, finished run out.
+
+resolve -> run folder -> base -> evaluation before -> adapter -> training -> best checkpoint -> bundle ->
+evaluation after -> report -> DONE. A killed run goes on at the last good checkpoint and keeps what was finished.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from peftlab.batches import Collator
+from peftlab.catalog import METHODS, PROBES
+from peftlab.checkpoint import last_good_checkpoint
+from peftlab.config import RunConfig, build_config, read_yaml
+from peftlab.devices import describe_environment, num_processes, peak_memory, process_rank
+from peftlab.errors import InputError, Interrupted, RunError
+from peftlab.evaluation import Evaluator
+from peftlab.files import write_json
+from peftlab.gradients import GradientGroups
+from peftlab.loading import hash_tensors, hash_tokenizer, load_model
+from peftlab.mapping import map_model
+from peftlab.method import Attachment
+from peftlab.objective import ModelLoss
+from peftlab.probe import ProbeContext
+from peftlab.progress import RunCallback
+from peftlab.proof import fingerprint
+from peftlab.resolve import Resolved, resolve
+from peftlab.run import RunFolder
+from peftlab.store import BundleFacts, save_bundle
+from peftlab.trainer import LabTrainer, TrainingParts, ignore_event
+
+_FINISHED = "finished.json"
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """What a run would do, without doing it.
+
+    Args:
+        config: What is asked for.
+
+    Returns:
+        The pre-flight, as in `preflight.json`.
+
+    Raises:
+        InputError: Something does not fit.
+    """
+    return resolve(config).preflight
+
+
+def execute(
+    config: RunConfig,
+    resume: Path | None = None,
+    *,
+    show: Callable[[str], None] = print,
+) -> RunFolder:
+    """Carry out a run.
+
+    Args:
+        config: What is asked for; a resumed run has its own.
+        resume: The folder of a run to go on with.
+        show: Receives the lines for the person.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: Something does not fit; nothing heavy has started.
+        RunError: The run failed.
+        Interrupted: It was stopped by a signal after saving a checkpoint.
+    """
+    if resume is not None:
+        config = build_config(read_yaml(resume / "config.yaml"))
+    resolved = resolve(config)
+    first = process_rank() == 0
+    run = _open_folder(config, resume)
+    execution = _Execution(resolved, run, show if first else _silent)
+    try:
+        execution.carry_out()
+    except (RunError, InputError) as error:
+        if first:
+            run.append_event("run_failed", error=str(error))
+        raise
+    return run
+
+
+def _silent(_: str) -> None:
+    """Shows nothing: what processes other than the first say."""
+
+
+def _open_folder(config: RunConfig, resume: Path | None) -> RunFolder:
+    """The run folder, made by the first process and told to the others."""
+    path: list[str | None] = [None]
+    if process_rank() == 0:
+        run = (
+            RunFolder(resume)
+            if resume is not None
+            else RunFolder.create(config.output.directory, config.run_name())
+        )
+        path = [str(run.path)]
+    if num_processes() > 1:
+        if not distributed.is_initialized():
+            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.broadcast_object_list(path)
+    return RunFolder(Path(str(path[0])))
+
+
+def _wait() -> None:
+    """Wait for all processes."""
+    if num_processes() > 1:
+        distributed.barrier()
+
+
+@dataclass(slots=True)
+class _Execution:
+    """One run on its way.
+
+    Attributes:
+        resolved: The run, checked.
+        run: Its folder.
+        show: Receives the lines for the person.
+        seconds: Time of each part so far.
+    """
+
+    resolved: Resolved
+    run: RunFolder
+    show: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def config(self) -> RunConfig:
+        """What was asked for."""
+        return self.resolved.config
+
+    @property
+    def evaluation_file(self) -> Path:
+        """`{task}_evaluation.json`."""
+        return self.run.path / f"{self.config.task.name.rpartition('.')[2]}_evaluation.json"
+
+    def carry_out(self) -> None:
+        """Everything from the first file to DONE."""
+        began = time.perf_counter()
+        first = process_rank() == 0
+        if first:
+            self._write_beginning()
+        base = self._timed("load", lambda: load_model(self.resolved.source, self.config.model))
+        marks = [(name, p, fingerprint(p)) for name, p in base.named_parameters()]
+        before = self._evaluate(base, "before") if first else None
+        _wait()
+        adapter = self.config.adapters[0]
+        method = METHODS.load(adapter.method)
+        attachment: Attachment = method.attach(
+            base,
+            map_model(base),
+            method.Settings(**adapter.settings),
+            head=self.resolved.source.head,
+            seed=self.config.training.seed,
+        )
+        training = self._train(attachment)
+        if not first:
+            _wait()
+            return
+        self._check_base(marks, attachment)
+        after = self._evaluate(attachment.model, "after")
+        self._save(attachment, after)
+        self.seconds["total"] = time.perf_counter() - began
+        self._write_summary(attachment, training, {"before": before, "after": after})
+        self._tell()
+        _wait()
+
+    def _write_beginning(self) -> None:
+        """The files that say what was asked for and where it runs."""
+        config, run = self.config, self.run
+        config.save(run.path / "config.yaml")
+        write_json(run.path / "environment.json", describe_environment(Path.cwd()))
+        write_json(run.path / "preflight.json", self.resolved.preflight)
+        run.append_event("run_started", name=run.path.name, fingerprint=config.fingerprint())
+        from peftlab.tables import render_preflight
+
+        self.show(f"run folder: {run.path}")
+        self.show(render_preflight(self.resolved.preflight))
+
+    def _timed(self, part: str, action: Callable[[], Any]) -> Any:
+        """Do something and note how long it took."""
+        began = time.perf_counter()
+        result = action()
+        self.seconds[part] = time.perf_counter() - began
+        return result
+
+    def _evaluate(self, model: Any, when: str) -> dict[str, Any] | None:
+        """Score a model and keep answers and scores; what a resumed run has already is read, not done again."""
+        settings = self.config.evaluation
+        if not settings.enabled or (when == "before" and not settings.before):
+            return None
+        kept = (
+            json.loads(self.evaluation_file.read_text(encoding="utf-8"))
+            if self.evaluation_file.exists()
+            else {}
+        )
+        if kept.get(when) is not None:
+            done: dict[str, Any] = kept[when]
+            return done
+        evaluator = Evaluator(
+            self.resolved.task,
+            self.resolved.test_examples,
+            self.resolved.source.tokenizer,
+            head=self.resolved.source.head,
+            max_length=self.config.task.max_length,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            seed=self.config.training.seed,
+        )
+        evaluation = self._timed(f"evaluate_{when}", lambda: evaluator.run(model))
+        file = f"predictions.{when}.jsonl"
+        evaluator.write_predictions(evaluation, self.run.path / file)
+        half = evaluator.describe(evaluation, file)
+        whole = {
+            "task": self.config.task.name,
+            "split": "test",
+            "num_examples": len(self.resolved.test_examples),
+        }
+        write_json(self.evaluation_file, whole | {"before": None, "after": None} | kept | {when: half})
+        self.show(f"{when} training: " + "; ".join(str(score) for score in evaluation.scores.values()))
+        return half
+
+    def _train(self, attachment: Attachment) -> dict[str, Any]:
+        """Train, or read what a finished training left; the chosen adapter is in place afterwards."""
+        from peftlab.training import make_arguments
+
+        resolved, config = self.resolved, self.config
+        groups = GradientGroups(attachment.family, attachment.parameters())
+        probes = {}
+        for name, settings in config.probes.items():
+            leaf = PROBES.load(name)
+            probes[name] = leaf.start(ProbeContext(groups), leaf.Settings(**settings))
+        first = process_rank() == 0
+        callback = RunCallback(patience=config.training.early_stopping_patience, quiet=not first)
+        parts = TrainingParts(
+            attachment=attachment,
+            schedule=resolved.schedule,
+            objective=ModelLoss(resolved.source.head),
+            collator=Collator(resolved.source.tokenizer.pad_token_id, resolved.source.head),
+            train_rows=resolved.train_rows,
+            validation_rows=resolved.validation_rows,
+            probes=probes,
+            event=self.run.append_event if first else ignore_event,
+            keep_checkpoints=config.training.keep_checkpoints,
+            seed=config.training.seed,
+        )
+        trainer = LabTrainer(
+            parts, make_arguments(config, self.run.checkpoints, resolved.schedule), [callback]
+        )
+        callback.watch(trainer)
+        return _Training(self, trainer, callback).carry_out()
+
+    def _check_base(self, marks: list[tuple[str, nn.Parameter, int]], attachment: Attachment) -> None:
+        """Refuse to go on with a base that training has changed (law 2)."""
+        changed = [n for n, p, mark in marks if fingerprint(p) != mark and n not in attachment.rewritten]
+        if changed:
+            raise RunError(f"training changed {len(changed)} tensors of the base: {', '.join(changed[:5])}")
+
+    def _save(self, attachment: Attachment, after: dict[str, Any] | None) -> None:
+        """Write the bundle."""
+        source, config = self.resolved.source, self.config
+        scores = {name: score["value"] for name, score in after["metrics"].items()} if after else {}
+        facts = BundleFacts(
+            adapter=config.adapters[0],
+            base=config.model.name,
+            base_hash=hash_tensors(source),
+            tokenizer_hash=hash_tokenizer(source.tokenizer),
+            prompt=self.resolved.task.PROMPT,
+            task=config.task.name,
+            head=source.head,
+            labels=self.resolved.splits.labels,
+            versions=self.run.environment["versions"],
+            scores=scores,
+        )
+        save_bundle(attachment, source.tokenizer, facts, self.run.path / "final_model")
+
+    def _write_summary(
+        self, attachment: Attachment, training: dict[str, Any], halves: dict[str, Any]
+    ) -> None:
+        """Write `results_summary.json`."""
+        proved = {event["phase"] for event in self.run.events() if event["event"] == "phase_proved"}
+        scores = {
+            when: None if half is None else {name: score["value"] for name, score in half["metrics"].items()}
+            for when, half in halves.items()
+        }
+        parameters = attachment.parameters().values()
+        summary = {
+            "name": self.run.path.name,
+            "status": "finished",
+            "task": self.config.task.name,
+            "method": self.config.adapters[0].method,
+            "model": self.config.model.name,
+            "scores": scores,
+            "counts": {
+                "total_parameters": self.resolved.preflight["parameters"]["total"],
+                "trainable_parameters": sum(p.numel() for p in parameters),
+                "trainable_tensors": len(parameters),
+            },
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "peak_memory_bytes": peak_memory(),
+            "tokens_per_second": training["tokens_per_second"],
+            "steps": training["steps"],
+            "stopped_early": training["stopped_early"],
+            "phases": [
+                phase | {"proved": phase["name"] in proved} for phase in self.resolved.preflight["phases"]
+            ],
+            "best_checkpoint": training["best_checkpoint"],
+            "base_unchanged": True,
+        }
+        write_json(self.run.path / "results_summary.json", summary)
+
+    def _tell(self) -> None:
+        """Plots and report, then DONE."""
+        from peftlab.report import write_report
+
+        self.run.append_event("run_finished")
+        page = write_report(self.run.path)
+        (self.run.path / "DONE").touch()
+        self.show(f"report: {page}")
+
+
+@dataclass(slots=True)
+class _Training:
+    """The training part of a run.
+
+    Attributes:
+        execution: The run.
+        trainer: Its trainer.
+        callback: Its progress.
+    """
+
+    execution: _Execution
+    trainer: LabTrainer
+    callback: RunCallback
+
+    def carry_out(self) -> dict[str, Any]:
+        """Train or go on; returns what the summary says of it."""
+        run, first = self.execution.run, process_rank() == 0
+        record = run.checkpoints / _FINISHED
+        if record.exists():
+            done: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+            self._choose(done)
+            return done
+        checkpoint, problems = last_good_checkpoint(run.checkpoints)
+        for problem in problems:
+            self.execution.show(f"a checkpoint was left out: {problem}")
+        if checkpoint is not None and first:
+            step = int(checkpoint.name.rpartition("-")[2])
+            run.drop_events_after(step)
+            run.append_event("resumed", step=step)
+            self.execution.show(f"going on after step {step}")
+        _wait()
+        began, tokens = time.perf_counter(), self.trainer.num_tokens
+        try:
+            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            self.callback.close()
+        self.execution.seconds["train"] = time.perf_counter() - began
+        if (
+            self.callback.stopped_by is not None
+            and self.trainer.state.global_step < self.trainer.state.max_steps
+        ):
+            raise Interrupted(
+                f"{self.callback.stopped_by}: stopped after step {self.trainer.state.global_step}, saved; go on with"
+                f" peftlab run --resume {run.path}"
+            )
+        done = self._describe(tokens)
+        self._choose(done)
+        if first:
+            for probe in self.trainer.parts.probes.values():
+                probe.write(run.path)
+            write_json(record, done)
+        return done
+
+    def _describe(self, tokens_before: int) -> dict[str, Any]:
+        """What the training came to."""
+        state = self.trainer.state
+        moving = self.execution.seconds["train"] - self.trainer.aside_seconds
+        best = None
+        if state.best_global_step:
+            phase = self.trainer.parts.schedule.phase_at(state.best_global_step - 1).name
+            best = {"step": state.best_global_step, "phase": phase, "validation_loss": state.best_metric}
+        return {
+            "steps": state.global_step,
+            "stopped_early": self.callback.stopped_early,
+            "tokens_per_second": round((self.trainer.num_tokens - tokens_before) / moving, 1),
+            "best_checkpoint": best,
+        }
+
+    def _choose(self, done: dict[str, Any]) -> None:
+        """Put the best checkpoint's adapter in place, or the last one's."""
+        best = done["best_checkpoint"]
+        wanted = best["step"] if best and self.execution.config.training.select_best else done["steps"]
+        self.trainer.load_checkpoint_adapter(wanted)
+        if best and self.execution.config.training.select_best:
+            self.execution.show(
+                f"best checkpoint: step {best['step']}, phase {best['phase']}, validation loss {best['validation_loss']:.4f}"
+            )

@@ -1,0 +1,189 @@
+"""What a family is: where the parts of an architecture are, and what they are for.
+
+A `FamilyMap` says for every module that can be adapted which role it has (attention.query, mlp.down, embedding, head),
+in which stack and layer it lies, and for every parameter to which group it counts. `mapping.py` makes it from a live
+model; nothing here touches torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from peftlab.errors import TargetError, did_you_mean
+
+TARGET_GROUPS: dict[str, str] = {
+    "attention_qv": "query and value projections of every attention (S1's attention_only)",
+    "attention": "query, key, value and output projections of every attention",
+    "mlp": "the linear layers of every position-wise part: gate, up, down or their like (S1's mlp_only)",
+    "both": "attention and mlp",
+    "all": "both, and the embeddings and the head trained whole",
+}
+"""Target group to what it stands for."""
+
+SEED_SPELLINGS = {"attention_only": "attention_qv", "mlp_only": "mlp"}
+"""S1's spellings of target groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One module with its place in the model.
+
+    Attributes:
+        path: Its dotted path, e.g. "model.layers.0.self_attn.q_proj".
+        role: What it is for: attention.query, cross_attention.key, mlp.down, norm, embedding, head, other.
+        group: The parameter group it counts to: attention, mlp, embed, lm_head or other.
+        stack: The stack of blocks it lies in, "" outside the stacks.
+        layer: Index of its block in the stack, None outside the stacks.
+        in_features: Input width; 0 where it is not linear.
+        out_features: Output width; 0 where it is not linear.
+        linear: Whether it is a linear layer (Linear or Conv1D) that a low-rank adapter can stand beside.
+    """
+
+    path: str
+    role: str
+    group: str
+    stack: str = ""
+    layer: int | None = None
+    in_features: int = 0
+    out_features: int = 0
+    linear: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a person's targets stand for in one model.
+
+    Attributes:
+        adapted: Linear sites that get an adapter beside them.
+        saved: Sites trained whole (embeddings and head); of a tied pair only the embedding.
+        notes: What a person should know, e.g. that query, key and value are one fused module here.
+    """
+
+    adapted: tuple[Site, ...]
+    saved: tuple[Site, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyMap:
+    """Where the parts of one model are.
+
+    Attributes:
+        model_type: The config's `model_type`, or the class name where there is none.
+        sites: All sites, in the model's order.
+        stacks: Stack name to its number of layers, in the model's order.
+        tied: Whether the head shares its weight with the input embedding.
+    """
+
+    model_type: str
+    sites: tuple[Site, ...]
+    stacks: Mapping[str, int]
+    tied: bool = False
+    _by_path: Mapping[str, Site] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_path", {site.path: site for site in self.sites})
+
+    def locate(self, parameter_name: str) -> Site:
+        """The site that a parameter belongs to.
+
+        Args:
+            parameter_name: A name from `named_parameters()` of the mapped model, adapter parts included.
+
+        Returns:
+            The site with the longest matching path; a site of group "other" where none matches.
+        """
+        path = parameter_name
+        while path:
+            path = path.rpartition(".")[0]
+            found = self._by_path.get(path)
+            if found is not None:
+                return found
+        return Site(path=parameter_name, role="other", group="other")
+
+    def num_layers(self, stack: str) -> int:
+        """The number of layers of a stack; 0 for "" (outside the stacks)."""
+        return self.stacks.get(stack, 0)
+
+    def column(self, site: Site) -> str | None:
+        """The layer column a site's gradient counts to: `layer_0_attention`, `decoder_layer_3_mlp`.
+
+        Args:
+            site: A site of this map.
+
+        Returns:
+            The column name; None outside the stacks and for groups that have no layer columns.
+        """
+        if site.layer is None or site.group not in ("attention", "mlp"):
+            return None
+        prefix = f"{site.stack}_" if len(self.stacks) > 1 else ""
+        return f"{prefix}layer_{site.layer}_{site.group}"
+
+    def select(self, targets: str | Iterable[str]) -> Selection:
+        """What targets stand for in this model.
+
+        Args:
+            targets: Target groups, roles, module names or full paths.
+
+        Returns:
+            The sites, each once, in the model's order.
+
+        Raises:
+            TargetError: A target matches nothing, or needs roles that could not be told apart here.
+        """
+        wanted = [targets] if isinstance(targets, str) else list(targets)
+        chosen: dict[str, Site] = {}
+        saved: tuple[Site, ...] = ()
+        for target in wanted:
+            name = SEED_SPELLINGS.get(target, target)
+            found = self._group(name) if name in TARGET_GROUPS else self._named(name)
+            parts = ("attention", "mlp") if name in ("both", "all") else (name,)
+            empty = [part for part in parts if part in TARGET_GROUPS and not self._group(part)]
+            if not found or empty:
+                raise TargetError(self._nothing(empty[0] if empty and found else target))
+            chosen |= {site.path: site for site in found}
+            if name == "all":
+                saved = self._whole()
+        ordered = tuple(site for site in self.sites if site.path in chosen)
+        fused = [site for site in ordered if site.role.endswith("attention.qkv")]
+        notes: tuple[str, ...] = ()
+        if fused and "attention_qv" in {SEED_SPELLINGS.get(t, t) for t in wanted}:
+            notes = (
+                f"query, key and value are one module here ({fused[0].path}): attention_qv adapts all three",
+            )
+        return Selection(ordered, saved, notes)
+
+    def _group(self, name: str) -> list[Site]:
+        """The linear sites of a target group."""
+        blocks = [s for s in self.sites if s.linear and s.layer is not None]
+        if name in ("both", "all"):
+            return [s for s in blocks if s.group in ("attention", "mlp")]
+        if name == "attention_qv":
+            return [s for s in blocks if s.role.rpartition(".")[2] in ("query", "value", "qkv")]
+        return [s for s in blocks if s.group == name]
+
+    def _named(self, name: str) -> list[Site]:
+        """The linear sites with a role, a full path, or a path that ends in the given components."""
+        return [
+            s
+            for s in self.sites
+            if s.linear and (s.role == name or s.path == name or s.path.endswith(f".{name}"))
+        ]
+
+    def _whole(self) -> tuple[Site, ...]:
+        """Input embedding and head, a tied pair once."""
+        found = [s for s in self.sites if s.role == "embedding"]
+        return tuple(found if self.tied else [*found, *(s for s in self.sites if s.role == "head")])
+
+    def _nothing(self, target: str) -> str:
+        """The message for a target that matches nothing."""
+        linear = [s for s in self.sites if s.linear]
+        roles = sorted({s.role for s in linear})
+        names = sorted({s.path.rpartition(".")[2] for s in linear})
+        groups = [g for g in TARGET_GROUPS if self._group(g)]
+        return (
+            f"target '{target}' matches nothing in this {self.model_type} model"
+            f"{did_you_mean(target, [*groups, *roles, *names])}; groups: {', '.join(groups) or 'none'};"
+            f" roles: {', '.join(roles) or 'none'}; module names: {', '.join(names) or 'none'}"
+        )

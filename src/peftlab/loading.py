@@ -1,0 +1,251 @@
+"""Base models and tokenizers: the embedded one, a local folder, or a hub name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftlab.config import EMBEDDED_BASE, ModelSettings
+from peftlab.devices import choose_device, choose_dtype
+from peftlab.errors import ModelError
+from peftlab.method import Head
+
+_EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "tiny_base"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a base comes from and what it is, before its weights are read.
+
+    Attributes:
+        name: The name as given.
+        location: What transformers loads: a folder or a hub name.
+        config: transformers' config.
+        tokenizer: Its tokenizer, with a pad token.
+        head: What it ends in.
+    """
+
+    name: str
+    location: str
+    config: Any
+    tokenizer: Any
+    head: Head
+
+
+def find_model(settings: ModelSettings, *, num_labels: int | None = None) -> ModelSource:
+    """Read a model's config and tokenizer.
+
+    Args:
+        settings: Which model.
+        num_labels: Number of classes for a classification task; None for tasks that generate text.
+
+    Returns:
+        The source; cheap, no weights are read.
+
+    Raises:
+        ModelError: There is no such model, it has no tokenizer, or it cannot generate text where the task needs that.
+    """
+    import transformers
+
+    location = str(_EMBEDDED_FOLDER) if settings.name == EMBEDDED_BASE else settings.name
+    remote: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.revision is not None:
+        remote["revision"] = settings.revision
+    _check_location(settings.name, location)
+    try:
+        config = transformers.AutoConfig.from_pretrained(location, **remote)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the model '{settings.name}' has no config that transformers can read: {_first(error)}"
+        ) from error
+    head = _choose_head(settings.name, config, num_labels)
+    if num_labels is not None:
+        config.num_labels = num_labels
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **remote)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the model '{settings.name}' has no tokenizer beside it: {_first(error)}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # pads are masked by position, so eos is still learnt
+    if len(tokenizer) > getattr(config.get_text_config(), "vocab_size", len(tokenizer)):
+        raise ModelError(
+            f"the tokenizer of '{settings.name}' has {len(tokenizer)} tokens but the model only"
+            f" {config.get_text_config().vocab_size}: they do not belong together"
+        )
+    return ModelSource(settings.name, location, config, tokenizer, head)
+
+
+def load_model(source: ModelSource, settings: ModelSettings) -> nn.Module:
+    """Read the weights.
+
+    Args:
+        source: From `find_model`.
+        settings: dtype, device, gradient checkpointing.
+
+    Returns:
+        The model in evaluation mode on its device.
+
+    Raises:
+        ModelError: The weights are missing, damaged, or not for this architecture.
+        ConfigError: The device is not there.
+    """
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    auto = _auto_class(source.head)
+    try:
+        model, report = auto.from_pretrained(
+            source.location,
+            config=source.config,
+            dtype=dtype,
+            trust_remote_code=settings.trust_remote_code,
+            revision=settings.revision or "main",
+            output_loading_info=True,
+        )
+    except Exception as error:
+        if (
+            not isinstance(error, OSError | ValueError | RuntimeError)
+            and "safetensor" not in type(error).__name__.lower()
+        ):
+            raise
+        raise ModelError(f"the weights of '{source.name}' cannot be loaded: {_first(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing and source.head != "classification":  # a classification head is new and is trained
+        raise ModelError(
+            f"the weights of '{source.name}' lack {', '.join(missing[:5])}: not a whole model of this kind"
+        )
+    model.to(device).eval()
+    _check_generation(model, source)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model  # type: ignore[no-any-return]
+
+
+def meta_model(source: ModelSource) -> nn.Module:
+    """The model's structure without weights, for maps and counts.
+
+    Args:
+        source: From `find_model`.
+
+    Returns:
+        The model on the meta device.
+    """
+    with torch.device("meta"):
+        model: nn.Module = _auto_class(source.head).from_config(source.config)
+    return model
+
+
+def hash_tensors(source: ModelSource) -> str:
+    """SHA-256 of a base's tensors on disk: names, dtypes, shapes and bytes, whatever files they are split into.
+
+    Args:
+        source: From `find_model`.
+
+    Returns:
+        The hexadecimal digest; "" where the weights are not local safetensors (a hub name, a .bin file).
+    """
+    from safetensors import safe_open
+
+    folder = Path(source.location)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    where: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            where |= dict.fromkeys(tensors.keys(), file)
+    digest = hashlib.sha256()
+    for name in sorted(where):
+        with safe_open(where[name], framework="pt") as tensors:
+            tensor = tensors.get_tensor(name)
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest() if where else ""
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """SHA-256 of what a tokenizer does: its vocabulary, merges and special tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+
+    Returns:
+        The hexadecimal digest.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = json.dumps({k: str(v) for k, v in tokenizer.special_tokens_map.items()}, sort_keys=True)
+    return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
+
+
+def _check_location(name: str, location: str) -> None:
+    """Refuse a folder that is not there or holds no model."""
+    folder = Path(location).expanduser()
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists()
+    if not looks_local or name == EMBEDDED_BASE:
+        return
+    if not folder.is_dir():
+        raise ModelError(
+            f"there is no model folder {name}; give a folder that holds config.json, or a hub name"
+        )
+    if not (folder / "config.json").is_file():
+        held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        raise ModelError(f"the folder {name} holds no config.json, so it is not a model (it holds {held})")
+
+
+def _choose_head(name: str, config: Any, num_labels: int | None) -> Head:
+    """What a model of this config is trained as for a task."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
+
+    kind = type(config)
+    if num_labels is not None:
+        if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise ModelError(
+                f"'{name}' ({config.model_type}) has no sequence-classification form in transformers"
+            )
+        return "classification"
+    if getattr(config, "is_encoder_decoder", False) and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return "seq2seq"
+    encoder = any("MaskedLM" in a or "ForPreTraining" in a for a in config.architectures or ())
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or (encoder and not getattr(config, "is_decoder", False)):
+        raise ModelError(
+            f"'{name}' ({config.model_type}) is not a causal or sequence-to-sequence language model, so it cannot write"
+            " the task's answers; choose a model such as Llama, GPT-2, T5 or BART"
+        )
+    return "causal"
+
+
+def _auto_class(head: Head) -> Any:
+    """Transformers' auto class for a kind of head."""
+    import transformers
+
+    return {
+        "causal": transformers.AutoModelForCausalLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+        "classification": transformers.AutoModelForSequenceClassification,
+    }[head]
+
+
+def _check_generation(model: Any, source: ModelSource) -> None:
+    """Find an invalid generation config now, not at the first save hours later."""
+    config = getattr(model, "generation_config", None)
+    if source.head == "classification" or config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise ModelError(f"the generation config of '{source.name}' is invalid: {_first(error)}") from error
+
+
+def _first(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,93 @@
+"""What a method is: a way to make a base tunable.
+
+A leaf in `methods/` is a module with:
+
+- `Settings`: what can be set on it, importable without torch;
+- `attach(model, family, settings, *, head, seed) -> Attachment`: adds the adapter to a live base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from peftlab.family import FamilyMap, Selection
+
+Head = Literal["causal", "seq2seq", "classification"]
+"""What a model ends in, and so how it is trained: next token, target tokens, or class logits."""
+
+
+class Attachment(Protocol):
+    """An adapter on a live base: everything the rest of peftlab asks of it.
+
+    Attributes:
+        model: The model to train and to call; holds the base.
+        family: The map of `model` as it stands, adapter included.
+        selection: What the targets stood for.
+        rewritten: Base tensors this method changes in place (none for LoRA).
+    """
+
+    model: nn.Module
+    family: FamilyMap
+    selection: Selection
+    rewritten: tuple[str, ...]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every tensor the adapter can train, by its name in `model`."""
+        ...
+
+    def steps_to_train(self, name: str) -> int:
+        """Optimizer steps of non-zero learning rate after which this tensor must have trained (law 1's K)."""
+        ...
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """A context in which `model` answers as the base does."""
+        ...
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is saved, by the names of the saved file."""
+        ...
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put saved tensors back; missing, extra or misshapen ones are a CheckpointError."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write adapter and adapter config into a folder that Hugging Face tools can load."""
+        ...
+
+    def remove(self) -> nn.Module:
+        """Take the adapter off; the base that comes back is bit-equal to what was given (law 2)."""
+        ...
+
+
+class Method(Protocol):
+    """A leaf of `methods/` (a module satisfies this)."""
+
+    Settings: Any
+
+    def attach(
+        self, model: nn.Module, family: FamilyMap, settings: Any, *, head: Head, seed: int
+    ) -> Attachment:
+        """Add the adapter to a live base.
+
+        Args:
+            model: The base; its own tensors are not changed.
+            family: The map of the base.
+            settings: The method's `Settings`.
+            head: What the model ends in.
+            seed: Seeds the adapter's initial values.
+
+        Returns:
+            The attachment.
+
+        Raises:
+            TargetError: The targets match nothing in this model.
+        """
+        ...

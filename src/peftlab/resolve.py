@@ -1,0 +1,220 @@
+"""From a config to everything a run needs, before any weight is read: all that can be wrong is found here.
+
+The model is built on the meta device, the adapter is attached to it there, and the phases are fitted: so the pre-flight's
+counts are those of the run itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from peftlab.batches import EpochOrder, Row, RowBuilder, RowCount
+from peftlab.catalog import METHODS, TASKS
+from peftlab.config import RunConfig
+from peftlab.devices import num_processes
+from peftlab.errors import DataError, OutputError
+from peftlab.loading import ModelSource, find_model, meta_model
+from peftlab.mapping import map_model
+from peftlab.phases import PhaseSwitch
+from peftlab.schedule import Schedule, place_phases, strategy_phases
+from peftlab.streams import permutation
+from peftlab.task import Example, Splits
+
+_BYTES_PER_TRAINED_PARAMETER = 12
+"""A checkpoint holds each trained parameter and AdamW's two moments in float32."""
+_BYTES_BESIDE = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A run, ready to start.
+
+    Attributes:
+        config: What was asked for.
+        task: The task's module.
+        splits: The task's data.
+        source: The base, not loaded yet.
+        train_rows: Rows to train on.
+        validation_rows: Rows for the validation loss.
+        test_examples: Examples to score.
+        schedule: What trains when.
+        preflight: `preflight.json`.
+    """
+
+    config: RunConfig
+    task: ModuleType
+    splits: Splits
+    source: ModelSource
+    train_rows: list[Row]
+    validation_rows: list[Row]
+    test_examples: list[Example]
+    schedule: Schedule
+    preflight: dict[str, Any]
+
+
+def resolve(config: RunConfig) -> Resolved:
+    """Check a config against its data, its model and this machine.
+
+    Args:
+        config: What is asked for.
+
+    Returns:
+        The run, ready to start.
+
+    Raises:
+        InputError: Data, model, targets, phases or output do not fit; says what and what to do.
+    """
+    task = TASKS.load(config.task.name)
+    splits: Splits = task.load(config.task.data_dir, seed=config.training.seed)
+    source = find_model(config.model, num_labels=len(splits.labels) or None)
+    builder = RowBuilder(
+        source.tokenizer, prompt=task.PROMPT, head=source.head, max_length=config.task.max_length
+    )
+    seed = config.training.seed
+    train, train_count = builder.build(
+        _chosen(splits.train, config.task.num_samples, seed), limit=config.task.num_samples
+    )
+    limit = config.training.validation_rows
+    validation, validation_count = builder.build(_chosen(splits.validation, limit, seed), limit=limit)
+    for name, rows, count in (("train", train, train_count), ("validation", validation, validation_count)):
+        if not rows:
+            why = "; ".join(f"{reason}: {n}" for reason, n in count.dropped.items()) or "the split is empty"
+            raise DataError(
+                f"no {name} row is left to train on ({why}); raise task.max_length or check the data"
+            )
+    schedule = build_schedule(config)
+    order = EpochOrder(
+        len(train),
+        rows_per_step=config.training.batch_size * config.training.accumulation_steps * num_processes(),
+        batch_size=config.training.batch_size,
+        seed=seed,
+    )
+    structure = _structure(config, source, schedule)
+    _check_space(config.output.directory, structure["trainable"], config.training.keep_checkpoints)
+    test = _chosen(splits.test, config.evaluation.num_samples, seed)[: config.evaluation.num_samples]
+    preflight = {
+        "task": config.task.name,
+        "rows": {
+            "train": _describe(train_count),
+            "validation": _describe(validation_count),
+            "test": len(test),
+        },
+        "tokens": {
+            "train": train_count.tokens,
+            "labelled_share": train_count.labelled_tokens / train_count.tokens,
+            "longest": train_count.longest,
+        },
+        "steps": {
+            "total": schedule.total_steps,
+            "per_epoch": order.steps_per_epoch,
+            "epochs": schedule.total_steps / order.steps_per_epoch,
+            "rows_per_step": order.rows_per_step,
+        },
+        "phases": structure["phases"],
+        "parameters": {
+            "total": structure["total"],
+            "trainable": structure["trainable"],
+            "trainable_tensors": structure["tensors"],
+        },
+        "notes": [*splits.notes, *structure["notes"]],
+    }
+    return Resolved(config, task, splits, source, train, validation, test, schedule, preflight)
+
+
+def build_schedule(config: RunConfig) -> Schedule:
+    """The schedule that a config asks for.
+
+    Args:
+        config: What is asked for.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ScheduleError: The phases do not fit the run.
+    """
+    settings, training = config.schedule, config.training
+    phases = settings.phases
+    if settings.strategy is not None:
+        ends = (settings.phase1_end, settings.phase2_end)
+        phases = strategy_phases(settings.strategy, total_steps=training.max_steps, ends=ends)
+    return Schedule(
+        place_phases(phases, total_steps=training.max_steps),
+        total_steps=training.max_steps,
+        learning_rate=training.learning_rate,
+        warmup_steps=training.warmup_steps,
+        curve=training.curve,
+    )
+
+
+def _chosen(examples: Any, limit: int | None, seed: int) -> list[Example]:
+    """All examples, or where there is a limit, the examples in a seeded order."""
+    if limit is None:
+        return list(examples)
+    return [examples[i] for i in permutation(len(examples), seed, "subset")]
+
+
+def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> dict[str, Any]:
+    """Counts and phases, from the model on the meta device with the adapter attached."""
+    base = meta_model(source)
+    total = sum(p.numel() for p in base.parameters())
+    adapter = config.adapters[0]
+    method = METHODS.load(adapter.method)
+    attached = method.attach(
+        base,
+        map_model(base),
+        method.Settings(**adapter.settings),
+        head=source.head,
+        seed=config.training.seed,
+    )
+    parameters = attached.parameters()
+    switch = PhaseSwitch(schedule, attached.family, parameters)
+    phases = []
+    for phase in schedule.phases:
+        active = switch.active(phase)
+        phases.append(
+            {
+                "name": phase.name,
+                "start_step": phase.start_step,
+                "end_step": phase.end_step,
+                "groups": switch.active_groups(phase),
+                "layers": list(phase.layers) if phase.layers else phase.half,
+                "trainable_tensors": len(active),
+                "trainable_parameters": sum(p.numel() for p in active.values()),
+            }
+        )
+    return {
+        "total": total,
+        "trainable": sum(p.numel() for p in parameters.values()),
+        "tensors": len(parameters),
+        "phases": phases,
+        "notes": attached.selection.notes,
+    }
+
+
+def _describe(count: RowCount) -> dict[str, Any]:
+    """A split's row count as JSON-ready values."""
+    return {
+        "read": count.read,
+        "kept": count.kept,
+        "truncated": count.truncated,
+        "dropped": dict(count.dropped),
+    }
+
+
+def _check_space(directory: Path, trainable: int, keep: int) -> None:
+    """Refuse a disk that cannot hold the run's checkpoints."""
+    needed = trainable * _BYTES_PER_TRAINED_PARAMETER * (keep + 3) + _BYTES_BESIDE
+    place = directory.expanduser().resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise OutputError(
+            f"the disk of {directory} has {free >> 20} MiB free, the run needs about {needed >> 20} MiB for"
+            f" {keep + 1} checkpoints and the final model; free some, or choose another output.directory"
+        )

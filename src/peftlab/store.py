@@ -1,0 +1,366 @@
+"""Adapters on disk: bundles, and finished runs opened again.
+
+A bundle is a folder that any Hugging Face tool can load (`adapter_config.json`, `adapter_model.safetensors`, the
+tokenizer) with a manifest that says what it belongs to: method, scope, base and the hash of its tensors, tokenizer and
+template hash, versions, counts, checksums, scores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from peftlab.catalog import METHODS, TASKS
+from peftlab.config import AdapterSettings, RunConfig, build_config, read_yaml
+from peftlab.errors import CheckpointError, InputError, OutputError, UnknownNameError
+from peftlab.files import CHECKSUMS, new_folder, verify_folder, write_json, write_text
+from peftlab.method import Attachment, Head
+from peftlab.run import RunFolder
+from peftlab.task import Splits
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFacts:
+    """What a manifest says beside what the attachment knows.
+
+    Attributes:
+        adapter: The adapter's settings.
+        base: The base's name as given.
+        base_hash: Hash of the base's tensors on disk, "" where they are not local safetensors.
+        tokenizer_hash: Hash of the tokenizer.
+        prompt: The task's prompt template.
+        task: The task's name.
+        head: What the model ends in.
+        labels: Class names, empty for tasks that generate text.
+        versions: Package versions.
+        scores: Metric to value, after training.
+    """
+
+    adapter: AdapterSettings
+    base: str
+    base_hash: str
+    tokenizer_hash: str
+    prompt: str
+    task: str
+    head: Head
+    labels: tuple[str, ...]
+    versions: Mapping[str, str]
+    scores: Mapping[str, float]
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of a text, for prompt templates.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The hexadecimal digest.
+    """
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def save_bundle(attachment: Attachment, tokenizer: Any, facts: BundleFacts, path: Path) -> Path:
+    """Write a bundle.
+
+    Args:
+        attachment: The adapter.
+        tokenizer: The tokenizer it was trained with.
+        facts: What the manifest says.
+        path: The bundle's folder.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    parameters = attachment.parameters().values()
+    with new_folder(path) as folder:
+        attachment.save(folder)
+        _set_base_name(folder, facts.base)
+        tokenizer.save_pretrained(str(folder))
+        manifest = {
+            "version": MANIFEST_VERSION,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "method": facts.adapter.method,
+            "scope": facts.adapter.scope,
+            "settings": facts.adapter.settings,
+            "head": facts.head,
+            "labels": list(facts.labels),
+            "base": {"name": facts.base, "tensors_sha256": facts.base_hash or None},
+            "tokenizer_sha256": facts.tokenizer_hash,
+            "template": {"text": facts.prompt, "sha256": hash_text(facts.prompt)},
+            "task": facts.task,
+            "versions": dict(facts.versions),
+            "counts": {"tensors": len(parameters), "parameters": sum(p.numel() for p in parameters)},
+            "scores": dict(facts.scores),
+            "checksums": CHECKSUMS,
+        }
+        write_json(folder / MANIFEST, manifest)
+        write_text(folder / "README.md", _model_card(manifest))
+    return path
+
+
+def _set_base_name(folder: Path, name: str) -> None:
+    """Name the base in peft's config as the person named it, not by this machine's path."""
+    path = folder / "adapter_config.json"
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = name
+        write_json(path, config)
+
+
+def _model_card(manifest: Mapping[str, Any]) -> str:
+    """The bundle's README: front matter for the hub, then the facts."""
+    scores = "".join(f"| {name} | {value:.2f} |\n" for name, value in manifest["scores"].items())
+    table = f"\n| metric | after training |\n|---|---|\n{scores}" if scores else ""
+    counts = manifest["counts"]
+    return (
+        f"---\nlibrary_name: peft\nbase_model: {manifest['base']['name']}\ntags: [peftlab, {manifest['method']}]\n---\n\n"
+        f"# {manifest['method']} adapter for {manifest['base']['name']}\n\n"
+        f"Trained by peftlab on the task `{manifest['task']}`: {counts['parameters']:,} parameters in"
+        f" {counts['tensors']} tensors.\n{table}\n"
+        "```python\nfrom peft import PeftModel\n"
+        "model = PeftModel.from_pretrained(base, FOLDER)  # base: the model named above\n```\n\n"
+        f"Prompt template, exactly as trained:\n\n```\n{manifest['template']['text']}\n```\n\n"
+        f"`{MANIFEST}` holds the hashes of base, tokenizer and template.\n"
+    )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A bundle's manifest, after its files have been checked.
+
+    Args:
+        path: The bundle's folder.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: The folder is not a bundle.
+        CheckpointError: A file is damaged, or the manifest is of a newer version.
+    """
+    if not (path / MANIFEST).is_file():
+        raise InputError(f"{path} is not a peftlab bundle: it holds no {MANIFEST}")
+    verify_folder(path)
+    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    if manifest.get("version") != MANIFEST_VERSION:
+        raise CheckpointError(
+            f"{path}: manifest version {manifest.get('version')}, this peftlab reads {MANIFEST_VERSION}"
+        )
+    return manifest
+
+
+def attach_saved(base: Any, path: Path) -> Attachment:
+    """Put a bundle's adapter on a live base.
+
+    Args:
+        base: The base the bundle belongs to.
+        path: The bundle's folder.
+
+    Returns:
+        The attachment.
+
+    Raises:
+        InputError: The folder is not a bundle.
+        CheckpointError: A file is damaged, or the adapter does not fit the base.
+    """
+    from safetensors.torch import load_file
+
+    from peftlab.mapping import map_model
+
+    manifest = read_manifest(path)
+    method = METHODS.load(manifest["method"])
+    attachment: Attachment = method.attach(
+        base, map_model(base), method.Settings(**manifest["settings"]), head=manifest["head"], seed=0
+    )
+    attachment.load(load_file(path / "adapter_model.safetensors"))
+    attachment.model.eval()
+    return attachment
+
+
+def load(
+    path: str | Path, *, base: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> tuple[Any, Any]:
+    """Load a bundle or a run's final model, with its base and tokenizer.
+
+    Args:
+        path: A bundle's folder, or a run folder.
+        base: The base's folder or hub name; the manifest's where None.
+        device: "auto" or a torch device.
+        dtype: "auto" or a dtype's name.
+
+    Returns:
+        The model in evaluation mode, and the tokenizer.
+
+    Raises:
+        InputError: The folder is not a bundle.
+        CheckpointError: A file is damaged, or base or tokenizer are not those it was trained with.
+        ModelError: The base cannot be loaded.
+    """
+    from peftlab.config import ModelSettings
+    from peftlab.loading import find_model, load_model
+
+    folder = Path(path)
+    folder = folder / "final_model" if (folder / "final_model").is_dir() else folder
+    manifest = read_manifest(folder)
+    settings = ModelSettings(name=base or manifest["base"]["name"], device=device, dtype=dtype)  # type: ignore[arg-type]
+    source = find_model(settings, num_labels=len(manifest["labels"]) or None)
+    check_belongs(manifest, source, folder)
+    return attach_saved(load_model(source, settings), folder).model, source.tokenizer
+
+
+def check_belongs(manifest: Mapping[str, Any], source: Any, path: Path) -> None:
+    """Refuse a base or tokenizer other than those a bundle was trained with.
+
+    Args:
+        manifest: The bundle's manifest.
+        source: The base, from `find_model`.
+        path: The bundle, for the message.
+
+    Raises:
+        CheckpointError: The hashes differ.
+    """
+    from peftlab.loading import hash_tensors, hash_tokenizer
+
+    expected = manifest["base"]["tensors_sha256"]
+    found = hash_tensors(source) if expected else None
+    if expected and found and expected != found:
+        raise CheckpointError(
+            f"{path} was trained on a base with other weights than '{source.name}' has now"
+            f" (tensors sha256 {expected[:12]}..., found {found[:12]}...)"
+        )
+    if manifest["tokenizer_sha256"] != hash_tokenizer(source.tokenizer):
+        raise CheckpointError(f"{path} was trained with another tokenizer than '{source.name}' has now")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A finished run or a bare base, ready to answer.
+
+    Attributes:
+        config: The run's config.
+        task: The task's module.
+        splits: The task's data; empty where it was not asked for.
+        model: The model.
+        tokenizer: Its tokenizer.
+        head: What it ends in.
+        attachment: The adapter; None for a bare base.
+    """
+
+    config: RunConfig
+    task: ModuleType
+    splits: Splits
+    model: Any
+    tokenizer: Any
+    head: Head
+    attachment: Attachment | None
+
+    @property
+    def prompt(self) -> str:
+        """The task's prompt template."""
+        template: str = self.task.PROMPT
+        return template
+
+    @contextmanager
+    def adapter(self, *, on: bool) -> Iterator[None]:
+        """A context with the adapter on or off.
+
+        Args:
+            on: Whether the adapter takes part.
+        """
+        off = self.attachment is not None and not on
+        with self.attachment.disabled() if off and self.attachment else contextlib.nullcontext():
+            yield
+
+
+def open_run(reference: str, *, directory: Path) -> Opened:
+    """A finished run's model, its adapter on the base, without its data.
+
+    Args:
+        reference: The run's path, its name, or "last".
+        directory: Where run folders lie.
+
+    Returns:
+        The opened run.
+
+    Raises:
+        InputError: There is no such run, or it has not finished.
+        CheckpointError: A file is damaged or does not fit.
+    """
+    run = RunFolder.find(reference, directory)
+    if not (run.path / "final_model" / MANIFEST).exists():
+        raise InputError(
+            f"the run {run.path} has no final model yet; go on with it: peftlab run --resume {run.path}"
+        )
+    return _open(build_config(read_yaml(run.path / "config.yaml")), run.path / "final_model")
+
+
+def open_run_or_model(reference: str, *, task: str | None, data_dir: Path | None, directory: Path) -> Opened:
+    """A finished run or a bare base model with a task's data.
+
+    Args:
+        reference: A run's path or name, "last", or a model's folder or hub name.
+        task: The task; a run's own where None.
+        data_dir: The task's data; a run's own where None.
+        directory: Where run folders lie.
+
+    Returns:
+        What was opened.
+
+    Raises:
+        InputError: There is no such run, model, task or data.
+    """
+    changes: dict[str, Any] = {}
+    if task is not None:
+        changes["name"] = TASKS.check(task)
+    if data_dir is not None or task is not None:
+        changes["data_dir"] = None if data_dir is None else str(data_dir)
+    try:
+        run = RunFolder.find(reference, directory)
+    except (UnknownNameError, OutputError):
+        if task is None:
+            raise
+        values = {"model": {"name": reference}, "task": changes}
+        return _open(build_config(values), None, with_data=True)
+    config = build_config(read_yaml(run.path / "config.yaml"))
+    config = config.model_copy(update={"task": config.task.model_copy(update=_typed(changes))})
+    return _open(config, run.path / "final_model", with_data=True)
+
+
+def _typed(changes: dict[str, Any]) -> dict[str, Any]:
+    """Task settings as the config holds them."""
+    if changes.get("data_dir") is not None:
+        return changes | {"data_dir": Path(changes["data_dir"])}
+    return changes
+
+
+def _open(config: RunConfig, bundle: Path | None, *, with_data: bool = False) -> Opened:
+    """Load task, base and, where there is one, the bundle's adapter."""
+    from peftlab.loading import find_model, load_model
+
+    task = TASKS.load(config.task.name)
+    splits = Splits((), (), ())
+    if with_data:
+        splits = task.load(config.task.data_dir, seed=config.training.seed)
+    manifest = None if bundle is None else read_manifest(bundle)
+    labels = splits.labels if manifest is None else manifest["labels"]
+    source = find_model(config.model, num_labels=len(labels) or None)
+    if manifest is not None and bundle is not None:
+        check_belongs(manifest, source, bundle)
+    model = load_model(source, config.model)
+    attachment = None if bundle is None else attach_saved(model, bundle)
+    live = model if attachment is None else attachment.model
+    return Opened(config, task, splits, live, source.tokenizer, source.head, attachment)

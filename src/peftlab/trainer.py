@@ -1,0 +1,410 @@
+"""The trainer: one narrow subclass of transformers' `Trainer`.
+
+It owns five things: the objective, the optimizer's parameters, the moment at which gradients are seen (the whole
+accumulated step, unscaled, before clipping), the order of rows, and the checkpoint files. Everything else is
+transformers' or lies in callbacks.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from peftlab.batches import Collator, EpochOrder, Row
+from peftlab.checkpoint import (
+    ADAPTER_FILE,
+    STATE_FILE,
+    load_adapter,
+    load_optimizer,
+    prune_checkpoints,
+    save_optimizer,
+)
+from peftlab.errors import NonFiniteError
+from peftlab.files import new_folder, write_json
+from peftlab.gradients import read_gradients
+from peftlab.method import Attachment
+from peftlab.objective import Objective
+from peftlab.phases import PhaseSwitch
+from peftlab.probe import RunningProbe
+from peftlab.proof import PhaseProof, TrainingProof
+from peftlab.schedule import Phase, Schedule
+from peftlab.streams import seed_for
+
+Event = Callable[..., None]
+"""Receives what happens: `event(kind, **fields)`."""
+
+
+def ignore_event(kind: str, **fields: Any) -> None:
+    """An event receiver that keeps nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingParts:
+    """What a `LabTrainer` is made of.
+
+    Attributes:
+        attachment: The adapter on its base.
+        schedule: What trains when, and how fast.
+        objective: What is minimised.
+        collator: Makes batches of rows.
+        train_rows: Rows to train on.
+        validation_rows: Rows whose loss chooses the best checkpoint.
+        probes: Running probes by name.
+        event: Receives what happens.
+        keep_checkpoints: How many checkpoints stay besides the best.
+        seed: Root of the random streams.
+    """
+
+    attachment: Attachment
+    schedule: Schedule
+    objective: Objective
+    collator: Collator
+    train_rows: Sequence[Row]
+    validation_rows: Sequence[Row]
+    probes: dict[str, RunningProbe] = field(default_factory=dict)
+    event: Event = ignore_event
+    keep_checkpoints: int = 2
+    seed: int = 42
+
+
+class LabTrainer(Trainer):  # type: ignore[misc]
+    """Trains an adapter and shows that it trains.
+
+    Args:
+        parts: What it is made of.
+        args: transformers' arguments; `output_dir` is where checkpoints go.
+        callbacks: Further transformers callbacks.
+    """
+
+    def __init__(
+        self, parts: TrainingParts, args: TrainingArguments, callbacks: list[Any] | None = None
+    ) -> None:
+        super().__init__(
+            model=parts.attachment.model,
+            args=args,
+            train_dataset=parts.train_rows,
+            eval_dataset=parts.validation_rows,
+            data_collator=parts.collator,
+            callbacks=callbacks,
+        )
+        self.parts = parts
+        self.parameters = parts.attachment.parameters()
+        self.switch = PhaseSwitch(parts.schedule, parts.attachment.family, self.parameters)
+        self.proof = TrainingProof(self.parameters, parts.attachment.steps_to_train)
+        self.num_tokens = 0
+        self.aside_seconds = 0.0
+        self.order = EpochOrder(
+            len(parts.train_rows),
+            rows_per_step=args.per_device_train_batch_size
+            * args.gradient_accumulation_steps
+            * args.world_size,
+            batch_size=args.per_device_train_batch_size,
+            seed=parts.seed,
+        )
+        self._micro_step = 0
+        # the objective divides by the labels of the whole step, so nothing is left for the Trainer to divide by
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Moments(self))
+
+    # -- data order -----------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches in the run's own order, shared among the processes."""
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset, batch_sampler=self.order, collate_fn=self.data_collator, pin_memory=False
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of one optimizer step and the number of loss terms in them, over all processes."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        terms = sum(self.parts.objective.count(batch) for batch in batches)
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        counts = torch.tensor([terms, tokens], device=device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        total = counts.tolist()
+        self.num_tokens += int(total[1])
+        return batches, int(total[0])
+
+    # -- objective and gradients ----------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The objective's sum over this batch as its share of the whole step's mean."""
+        total = self.parts.objective.total(model, inputs)
+        # DDP averages gradients over processes, the step's mean is a sum of shares
+        return total * (self.args.world_size / num_items_in_batch)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """One forward and backward pass in its own random stream; after the last of a step, the gradients are seen."""
+        step = self.state.global_step
+        seed = seed_for(self.parts.seed, "dropout", step, self._micro_step, self.args.process_index)
+        torch.manual_seed(seed)
+        self._micro_step += 1
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            rows = [self.parts.train_rows[i].id for i in self.order.rows_of_step(step)]
+            raise NonFiniteError(
+                f"step {step + 1}: the loss is {loss.item()}; the step's rows: {', '.join(rows)}"
+            )
+        if self.accelerator.sync_gradients:
+            self._micro_step = 0
+            self._see_gradients(step + 1)
+        return loss
+
+    def _see_gradients(self, step: int) -> None:
+        """Show the step's gradient to the proof and the probes."""
+        wanting = [probe for probe in self.parts.probes.values() if probe.wants_gradients(step)]
+        scaler = getattr(self.accelerator, "scaler", None)
+        reading = read_gradients(self.parameters, scale=scaler.get_scale() if scaler is not None else 1.0)
+        self.proof.observe(reading, step=step)
+        phase = self.parts.schedule.phase_at(step - 1).name
+        for probe in wanting:
+            probe.on_gradients(reading, step=step, phase=phase)
+
+    # -- optimizer and schedule -----------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer over every tensor of every phase; phases are applied when training begins."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        optimizer: torch.optim.Optimizer = (
+            super().create_optimizer() if model is None else super().create_optimizer(model)
+        )
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Transformers' place for the learning rate, filled by the schedule."""
+        if self.lr_scheduler is None:
+            peak = self.parts.schedule.learning_rate
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer if optimizer is None else optimizer,
+                lambda step: self.parts.schedule.learning_rate_at(step) / peak,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def enter_phase(self) -> None:
+        """Put the model into the phase of the step about to be taken."""
+        step = self.state.global_step
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        phase = self.switch.apply(step, optimizer)
+        if phase is None:
+            return
+        self.proof.enter(phase.name)
+        kind = "phase_started" if step == phase.start_step else "phase_resumed"
+        self.parts.event(kind, **self.describe_phase(phase), step=step)
+
+    def describe_phase(self, phase: Phase) -> dict[str, Any]:
+        """What a phase trains.
+
+        Args:
+            phase: A phase of the schedule.
+
+        Returns:
+            JSON-ready: phase, index, groups, trainable tensors and parameters, learning rate at its first step.
+        """
+        active = self.switch.active(phase)
+        return {
+            "phase": phase.name,
+            "index": self.parts.schedule.phases.index(phase),
+            "groups": self.switch.active_groups(phase),
+            "trainable_tensors": len(active),
+            "trainable_parameters": sum(p.numel() for p in active.values()),
+            "learning_rate": self.parts.schedule.learning_rate_at(phase.start_step),
+        }
+
+    # -- validation -----------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The validation loss: the mean over all terms of all rows, whatever the batches.
+
+        Args:
+            eval_dataset: Rows; the validation rows where None.
+            ignore_keys: Unused, transformers passes it.
+            metric_key_prefix: Prefix of the returned key.
+
+        Returns:
+            `{prefix}_loss`.
+
+        Raises:
+            NonFiniteError: The loss is NaN or infinite.
+        """
+        began = time.perf_counter()
+        rows = self.parts.validation_rows if eval_dataset is None else eval_dataset
+        size = self.args.per_device_eval_batch_size
+        mine = [rows[i : i + size] for i in range(0, len(rows), size)][
+            self.args.process_index :: self.args.world_size
+        ]
+        sums = torch.zeros(2, dtype=torch.float64)
+        self.model.eval()
+        with torch.no_grad():
+            for chunk in mine:
+                batch = self._prepare_inputs(self.parts.collator(chunk))
+                sums[0] += float(self.parts.objective.total(self.model, batch))
+                sums[1] += self.parts.objective.count(batch)
+        self.model.train()
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
+        loss = float(sums[0] / sums[1])
+        if not torch.isfinite(sums).all():
+            raise NonFiniteError(f"step {self.state.global_step}: the validation loss is {loss}")
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        self.aside_seconds += time.perf_counter() - began
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write adapter, optimizer, progress and logs aside, then rename."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._save_checkpoint(model, trial)
+            return
+        step = self.state.global_step
+        path = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if self.args.should_save:
+            began = time.perf_counter()
+            with new_folder(path) as folder:
+                self.write_checkpoint(folder)
+            prune_checkpoints(
+                path.parent, keep=self.parts.keep_checkpoints, best_step=self.state.best_global_step
+            )
+            seconds = time.perf_counter() - began
+            self.aside_seconds += seconds
+            self.parts.event("checkpoint_saved", step=step, path=path.name, seconds=round(seconds, 3))
+        if self.args.world_size > 1:
+            self.accelerator.wait_for_everyone()
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """Fill a checkpoint folder.
+
+        Args:
+            folder: The folder, aside of its final place.
+        """
+        from safetensors.torch import save_file
+
+        save_file(self.parts.attachment.tensors(), folder / ADAPTER_FILE)
+        names: dict[torch.Tensor, str] = {p: name for name, p in self.parameters.items()}
+        save_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), names, folder)
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+        step = self.state.global_step
+        state = {
+            "step": step,
+            "phase": self.parts.schedule.phase_at(max(0, step - 1)).name,
+            "num_tokens": self.num_tokens,
+            "best_step": self.state.best_global_step,
+            "best_loss": self.state.best_metric,
+            "probes": {name: probe.state() for name, probe in self.parts.probes.items()},
+        }
+        write_json(folder / STATE_FILE, state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Put the adapter's tensors back."""
+        self.parts.attachment.load(load_adapter(Path(resume_from_checkpoint)))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Put the optimizer's moments, the learning rate and the logs back."""
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        names: dict[torch.Tensor, str] = {p: name for name, p in self.parameters.items()}
+        load_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), names, folder)
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        step = int(state["step"])
+        self.num_tokens = int(state["num_tokens"])
+        for name, probe in self.parts.probes.items():
+            if name in state["probes"]:
+                probe.restore(state["probes"][name], step=step)
+        for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=True):
+            group["lr"] = rate
+        scheduler: Any = self.lr_scheduler
+        scheduler.last_epoch, scheduler._last_lr = step, self._rates(step)
+
+    def _rates(self, step: int) -> list[float]:
+        """The learning rate of a step for each parameter group, as the scheduler would have set it."""
+        factor = self.parts.schedule.learning_rate_at(step) / self.parts.schedule.learning_rate
+        return [float(base) * factor for base in self.lr_scheduler.base_lrs]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to load: random streams are keyed by step."""
+
+    def load_checkpoint_adapter(self, step: int) -> None:
+        """Put the adapter of an earlier step of this run back.
+
+        Args:
+            step: A step that has a checkpoint.
+
+        Raises:
+            CheckpointError: It is gone or damaged.
+        """
+        self.parts.attachment.load(load_adapter(Path(self.args.output_dir) / f"checkpoint-{step}"))
+
+    def prove_step(self) -> None:
+        """Compare the tensors after the optimizer has moved; report a phase once it is proved."""
+        step = self.state.global_step
+        rate = self.parts.schedule.learning_rate_at(step)
+        proof: PhaseProof | None = self.proof.after_step(learning_rate=rate, step=step + 1)
+        if proof is not None:
+            self.parts.event(
+                "phase_proved",
+                step=step + 1,
+                phase=proof.phase,
+                tensors=proof.tensors,
+                steps_needed=proof.steps_needed,
+                unreached=list(proof.unreached),
+            )
+
+
+class _Moments(TrainerCallback):  # type: ignore[misc]
+    """Tells a `LabTrainer` when a step begins, has moved the tensors, and when training ends."""
+
+    def __init__(self, trainer: LabTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.order.set_epoch(state.global_step // self._trainer.order.steps_per_epoch)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.enter_phase()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.prove_step()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.proof.check_frozen()
