@@ -63,10 +63,11 @@ if TYPE_CHECKING:
         plot_layer_heatmap,
         plot_training_loss,
     )
-    from peftlab.finetuning import finetune, load
+    from peftlab.finetuning import finetune
     from peftlab.gradient_log import GradientNormLog, load_gradient_log
     from peftlab.metric import Score
     from peftlab.run import RunFolder
+    from peftlab.store import load
     from peftlab.task import Example, Splits
 
 __version__ = "0.1.0"
@@ -116,7 +117,7 @@ _HOMES = {
     "create_phased_lora_config": "callbacks",
     "finetune": "finetuning",
     "generate_summary_report": "figures",
-    "load": "finetuning",
+    "load": "store",
     "load_gradient_log": "gradient_log",
     "measure_gradient_norms": "callbacks",
     "plot_gradient_evolution": "figures",

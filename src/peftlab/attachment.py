@@ -5,6 +5,7 @@ All methods that peft implements share this; a leaf in `methods/` only makes the
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch import nn
 
 from peftlab.errors import CheckpointError, TargetError
 from peftlab.family import Selection
+from peftlab.files import write_json
 from peftlab.mapping import map_model
 from peftlab.method import Head
 from peftlab.streams import seed_for
@@ -57,6 +59,7 @@ class PeftAttachment:
     ) -> None:
         self.selection = selection
         self._steps_to_train = steps_to_train
+        self._modules_to_save = list(getattr(config, "modules_to_save", None) or ())
         self._required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
         with torch.random.fork_rng(devices=_cuda_devices(model)), warnings.catch_warnings():
             if tied:  # the warning asks for what is done three lines below
@@ -144,6 +147,12 @@ class PeftAttachment:
         # The embeddings are saved where they are in modules_to_save; peft's own guess would look them up on a hub.
         self.model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
+        # peft takes the tied partner out of modules_to_save while it attaches; a loader must be told of both again, or
+        # it would put the trained weight into the base's own head (GPT-2's embedding is not named embed_tokens).
+        path = folder / "adapter_config.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        saved = [*self._modules_to_save, *(content.get("modules_to_save") or ())]
+        write_json(path, content | {"modules_to_save": list(dict.fromkeys(saved)) or None})
 
     def remove(self) -> nn.Module:
         """Take the adapter off.

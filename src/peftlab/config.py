@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from peftlab.catalog import METHODS, PROBES, TASKS
@@ -259,6 +258,8 @@ class RunConfig(Settings):
 
     def to_yaml(self) -> str:
         """The whole config as YAML, every default written out."""
+        import yaml
+
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def save(self, path: Path) -> Path:
@@ -307,6 +308,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It is missing, not YAML, or not a mapping.
     """
+    import yaml
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -18,12 +18,12 @@ from torch import distributed, nn
 
 from peftlab.batches import Collator
 from peftlab.catalog import METHODS, PROBES
-from peftlab.checkpoint import last_good_checkpoint
 from peftlab.config import RunConfig, build_config, read_yaml
 from peftlab.devices import describe_environment, num_processes, peak_memory, process_rank
-from peftlab.errors import InputError, Interrupted, RunError
+from peftlab.errors import InputError, RunError
 from peftlab.evaluation import Evaluator
 from peftlab.files import write_json
+from peftlab.fit import Fit, wait_for_all
 from peftlab.gradients import GradientGroups
 from peftlab.loading import hash_tensors, hash_tokenizer, load_model
 from peftlab.mapping import map_model
@@ -35,9 +35,8 @@ from peftlab.proof import fingerprint
 from peftlab.resolve import Resolved, resolve
 from peftlab.run import RunFolder
 from peftlab.store import BundleFacts, save_bundle
-from peftlab.trainer import LabTrainer, TrainingParts, ignore_event
-
-_FINISHED = "finished.json"
+from peftlab.trainer import LabTrainer
+from peftlab.training import TrainingParts, ignore_event, make_arguments
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
@@ -112,12 +111,6 @@ def _open_folder(config: RunConfig, resume: Path | None) -> RunFolder:
     return RunFolder(Path(str(path[0])))
 
 
-def _wait() -> None:
-    """Wait for all processes."""
-    if num_processes() > 1:
-        distributed.barrier()
-
-
 @dataclass(slots=True)
 class _Execution:
     """One run on its way.
@@ -150,10 +143,13 @@ class _Execution:
         first = process_rank() == 0
         if first:
             self._write_beginning()
-        base = self._timed("load", lambda: load_model(self.resolved.source, self.config.model))
+        base = self._timed(
+            "load",
+            lambda: load_model(self.resolved.source, self.config.model, seed=self.config.training.seed),
+        )
         marks = [(name, p, fingerprint(p)) for name, p in base.named_parameters()]
         before = self._evaluate(base, "before") if first else None
-        _wait()
+        wait_for_all()
         adapter = self.config.adapters[0]
         method = METHODS.load(adapter.method)
         attachment: Attachment = method.attach(
@@ -165,7 +161,7 @@ class _Execution:
         )
         training = self._train(attachment)
         if not first:
-            _wait()
+            wait_for_all()
             return
         self._check_base(marks, attachment)
         after = self._evaluate(attachment.model, "after")
@@ -173,7 +169,7 @@ class _Execution:
         self.seconds["total"] = time.perf_counter() - began
         self._write_summary(attachment, training, {"before": before, "after": after})
         self._tell()
-        _wait()
+        wait_for_all()
 
     def _write_beginning(self) -> None:
         """The files that say what was asked for and where it runs."""
@@ -232,8 +228,6 @@ class _Execution:
 
     def _train(self, attachment: Attachment) -> dict[str, Any]:
         """Train, or read what a finished training left; the chosen adapter is in place afterwards."""
-        from peftlab.training import make_arguments
-
         resolved, config = self.resolved, self.config
         groups = GradientGroups(attachment.family, attachment.parameters())
         probes = {}
@@ -258,7 +252,9 @@ class _Execution:
             parts, make_arguments(config, self.run.checkpoints, resolved.schedule), [callback]
         )
         callback.watch(trainer)
-        return _Training(self, trainer, callback).carry_out()
+        return Fit(self.run, trainer, callback, self.show, self.seconds).carry_out(
+            select_best=config.training.select_best
+        )
 
     def _check_base(self, marks: list[tuple[str, nn.Parameter, int]], attachment: Attachment) -> None:
         """Refuse to go on with a base that training has changed (law 2)."""
@@ -327,82 +323,3 @@ class _Execution:
         page = write_report(self.run.path)
         (self.run.path / "DONE").touch()
         self.show(f"report: {page}")
-
-
-@dataclass(slots=True)
-class _Training:
-    """The training part of a run.
-
-    Attributes:
-        execution: The run.
-        trainer: Its trainer.
-        callback: Its progress.
-    """
-
-    execution: _Execution
-    trainer: LabTrainer
-    callback: RunCallback
-
-    def carry_out(self) -> dict[str, Any]:
-        """Train or go on; returns what the summary says of it."""
-        run, first = self.execution.run, process_rank() == 0
-        record = run.checkpoints / _FINISHED
-        if record.exists():
-            done: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-            self._choose(done)
-            return done
-        checkpoint, problems = last_good_checkpoint(run.checkpoints)
-        for problem in problems:
-            self.execution.show(f"a checkpoint was left out: {problem}")
-        if checkpoint is not None and first:
-            step = int(checkpoint.name.rpartition("-")[2])
-            run.drop_events_after(step)
-            run.append_event("resumed", step=step)
-            self.execution.show(f"going on after step {step}")
-        _wait()
-        began, tokens = time.perf_counter(), self.trainer.num_tokens
-        try:
-            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            self.callback.close()
-        self.execution.seconds["train"] = time.perf_counter() - began
-        if (
-            self.callback.stopped_by is not None
-            and self.trainer.state.global_step < self.trainer.state.max_steps
-        ):
-            raise Interrupted(
-                f"{self.callback.stopped_by}: stopped after step {self.trainer.state.global_step}, saved; go on with"
-                f" peftlab run --resume {run.path}"
-            )
-        done = self._describe(tokens)
-        self._choose(done)
-        if first:
-            for probe in self.trainer.parts.probes.values():
-                probe.write(run.path)
-            write_json(record, done)
-        return done
-
-    def _describe(self, tokens_before: int) -> dict[str, Any]:
-        """What the training came to."""
-        state = self.trainer.state
-        moving = self.execution.seconds["train"] - self.trainer.aside_seconds
-        best = None
-        if state.best_global_step:
-            phase = self.trainer.parts.schedule.phase_at(state.best_global_step - 1).name
-            best = {"step": state.best_global_step, "phase": phase, "validation_loss": state.best_metric}
-        return {
-            "steps": state.global_step,
-            "stopped_early": self.callback.stopped_early,
-            "tokens_per_second": round((self.trainer.num_tokens - tokens_before) / moving, 1),
-            "best_checkpoint": best,
-        }
-
-    def _choose(self, done: dict[str, Any]) -> None:
-        """Put the best checkpoint's adapter in place, or the last one's."""
-        best = done["best_checkpoint"]
-        wanted = best["step"] if best and self.execution.config.training.select_best else done["steps"]
-        self.trainer.load_checkpoint_adapter(wanted)
-        if best and self.execution.config.training.select_best:
-            self.execution.show(
-                f"best checkpoint: step {best['step']}, phase {best['phase']}, validation loss {best['validation_loss']:.4f}"
-            )

@@ -138,10 +138,9 @@ class FamilyMap:
         for target in wanted:
             name = SEED_SPELLINGS.get(target, target)
             found = self._group(name) if name in TARGET_GROUPS else self._named(name)
-            parts = ("attention", "mlp") if name in ("both", "all") else (name,)
-            empty = [part for part in parts if part in TARGET_GROUPS and not self._group(part)]
+            empty = self._empty_parts(name)
             if not found or empty:
-                raise TargetError(self._nothing(empty[0] if empty and found else target))
+                raise TargetError(self._nothing(target, empty))
             chosen |= {site.path: site for site in found}
             if name == "all":
                 saved = self._whole()
@@ -163,6 +162,10 @@ class FamilyMap:
             return [s for s in blocks if s.role.rpartition(".")[2] in ("query", "value", "qkv")]
         return [s for s in blocks if s.group == name]
 
+    def _empty_parts(self, name: str) -> list[str]:
+        """The halves of `both` and `all` that this model does not have."""
+        return [part for part in ("attention", "mlp") if name in ("both", "all") and not self._group(part)]
+
     def _named(self, name: str) -> list[Site]:
         """The linear sites with a role, a full path, or a path that ends in the given components."""
         return [
@@ -176,14 +179,16 @@ class FamilyMap:
         found = [s for s in self.sites if s.role == "embedding"]
         return tuple(found if self.tied else [*found, *(s for s in self.sites if s.role == "head")])
 
-    def _nothing(self, target: str) -> str:
-        """The message for a target that matches nothing."""
+    def _nothing(self, target: str, empty: list[str]) -> str:
+        """The message for a target that matches nothing, or whose parts in `empty` do."""
         linear = [s for s in self.sites if s.linear]
         roles = sorted({s.role for s in linear})
         names = sorted({s.path.rpartition(".")[2] for s in linear})
-        groups = [g for g in TARGET_GROUPS if self._group(g)]
+        groups = [g for g in TARGET_GROUPS if self._group(g) and not self._empty_parts(g)]
+        needs = " needs " + " and ".join(f"'{part}'" for part in empty) + ", which" if empty else ""
+        hint = "" if empty else did_you_mean(target, [*groups, *roles, *names])
         return (
-            f"target '{target}' matches nothing in this {self.model_type} model"
-            f"{did_you_mean(target, [*groups, *roles, *names])}; groups: {', '.join(groups) or 'none'};"
+            f"target '{target}'{needs} matches nothing in this {self.model_type} model{hint};"
+            f" groups: {', '.join(groups) or 'none'};"
             f" roles: {', '.join(roles) or 'none'}; module names: {', '.join(names) or 'none'}"
         )

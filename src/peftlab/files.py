@@ -88,7 +88,12 @@ def new_folder(path: Path) -> Iterator[Path]:
             _sync(file)
         if path.exists():
             os.replace(path, old)
-        os.replace(aside, path)
+        try:
+            os.replace(aside, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
         _sync(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write the folder {path}: {error.strerror or error}") from error

@@ -54,7 +54,6 @@ def generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=config,
-                use_cache=True,
             )
         new = output[:, ids.shape[1] :] if head == "causal" else output
         texts = tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -82,6 +81,7 @@ def decoding_config(tokenizer: Any, max_new_tokens: int) -> Any:
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
+        use_cache=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

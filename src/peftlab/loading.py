@@ -15,6 +15,7 @@ from peftlab.config import EMBEDDED_BASE, ModelSettings
 from peftlab.devices import choose_device, choose_dtype
 from peftlab.errors import ModelError
 from peftlab.method import Head
+from peftlab.streams import seed_for
 
 _EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "tiny_base"
 
@@ -83,12 +84,13 @@ def find_model(settings: ModelSettings, *, num_labels: int | None = None) -> Mod
     return ModelSource(settings.name, location, config, tokenizer, head)
 
 
-def load_model(source: ModelSource, settings: ModelSettings) -> nn.Module:
+def load_model(source: ModelSource, settings: ModelSettings, *, seed: int = 42) -> nn.Module:
     """Read the weights.
 
     Args:
         source: From `find_model`.
         settings: dtype, device, gradient checkpointing.
+        seed: Seeds a classification head that is new.
 
     Returns:
         The model in evaluation mode on its device.
@@ -97,18 +99,25 @@ def load_model(source: ModelSource, settings: ModelSettings) -> nn.Module:
         ModelError: The weights are missing, damaged, or not for this architecture.
         ConfigError: The device is not there.
     """
+    from transformers.utils import logging
+
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
+    logging.disable_progress_bar()
     auto = _auto_class(source.head)
     try:
-        model, report = auto.from_pretrained(
-            source.location,
-            config=source.config,
-            dtype=dtype,
-            trust_remote_code=settings.trust_remote_code,
-            revision=settings.revision or "main",
-            output_loading_info=True,
-        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_for(seed, "head"))
+            model, report = auto.from_pretrained(
+                source.location,
+                config=source.config,
+                dtype=dtype,
+                trust_remote_code=settings.trust_remote_code,
+                revision=settings.revision or "main",
+                output_loading_info=True,
+                ignore_mismatched_sizes=source.head
+                == "classification",  # a head for other classes is made anew
+            )
     except Exception as error:
         if (
             not isinstance(error, OSError | ValueError | RuntimeError)
@@ -202,6 +211,7 @@ def _choose_head(name: str, config: Any, num_labels: int | None) -> Head:
     """What a model of this config is trained as for a task."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     )
@@ -215,8 +225,8 @@ def _choose_head(name: str, config: Any, num_labels: int | None) -> Head:
         return "classification"
     if getattr(config, "is_encoder_decoder", False) and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return "seq2seq"
-    encoder = any("MaskedLM" in a or "ForPreTraining" in a for a in config.architectures or ())
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or (encoder and not getattr(config, "is_decoder", False)):
+    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder:
         raise ModelError(
             f"'{name}' ({config.model_type}) is not a causal or sequence-to-sequence language model, so it cannot write"
             " the task's answers; choose a model such as Llama, GPT-2, T5 or BART"

@@ -142,3 +142,26 @@ def count(text: str | None, flag: str) -> int | None:
     if value < 1:
         raise ConfigError(f"--{flag}: {value} is too small; it must be at least 1")
     return value
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Args:
+        path: A text file.
+
+    Returns:
+        The lines.
+
+    Raises:
+        InputError: It cannot be read, or holds none.
+    """
+    try:
+        prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the prompt file {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    if not prompts:
+        raise InputError(f"the prompt file {path} holds no prompts; write one on each line")
+    return prompts

@@ -49,7 +49,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._tokens_before = self._tokens
         self._bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=self.quiet,
-            file=sys.stderr, dynamic_ncols=True, mininterval=0.5,
+            file=sys.stderr, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15,
         )  # fmt: skip
         for number in (signal.SIGTERM, signal.SIGINT):
             try:

@@ -158,7 +158,7 @@ class TrainingProof:
         for name in names:
             self._parameters[name].requires_grad_(False)
             del self._before[name]
-        self._unreached = names
+        self._unreached += names  # a warm-up step of rate zero looks again
 
 
 def fingerprint(tensor: torch.Tensor) -> int:

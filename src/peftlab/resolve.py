@@ -20,7 +20,7 @@ from peftlab.errors import DataError, OutputError
 from peftlab.loading import ModelSource, find_model, meta_model
 from peftlab.mapping import map_model
 from peftlab.phases import PhaseSwitch
-from peftlab.schedule import Schedule, place_phases, strategy_phases
+from peftlab.schedule import Schedule
 from peftlab.streams import permutation
 from peftlab.task import Example, Splits
 
@@ -86,7 +86,7 @@ def resolve(config: RunConfig) -> Resolved:
             raise DataError(
                 f"no {name} row is left to train on ({why}); raise task.max_length or check the data"
             )
-    schedule = build_schedule(config)
+    schedule = config.make_schedule()
     order = EpochOrder(
         len(train),
         rows_per_step=config.training.batch_size * config.training.accumulation_steps * num_processes(),
@@ -123,32 +123,6 @@ def resolve(config: RunConfig) -> Resolved:
         "notes": [*splits.notes, *structure["notes"]],
     }
     return Resolved(config, task, splits, source, train, validation, test, schedule, preflight)
-
-
-def build_schedule(config: RunConfig) -> Schedule:
-    """The schedule that a config asks for.
-
-    Args:
-        config: What is asked for.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ScheduleError: The phases do not fit the run.
-    """
-    settings, training = config.schedule, config.training
-    phases = settings.phases
-    if settings.strategy is not None:
-        ends = (settings.phase1_end, settings.phase2_end)
-        phases = strategy_phases(settings.strategy, total_steps=training.max_steps, ends=ends)
-    return Schedule(
-        place_phases(phases, total_steps=training.max_steps),
-        total_steps=training.max_steps,
-        learning_rate=training.learning_rate,
-        warmup_steps=training.warmup_steps,
-        curve=training.curve,
-    )
 
 
 def _chosen(examples: Any, limit: int | None, seed: int) -> list[Example]:

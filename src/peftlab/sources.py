@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from peftlab.config import EMBEDDED_BASE, RunConfig, build_config, read_yaml
 from peftlab.errors import ConfigError, UnknownNameError
 from peftlab.flags import FLAGS, Assignment
@@ -58,6 +56,8 @@ def read_assignment(text: str) -> Assignment:
         >>> read_assignment("method.targets=[q_proj, v_proj]").value
         ['q_proj', 'v_proj']
     """
+    import yaml
+
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):

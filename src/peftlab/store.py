@@ -216,7 +216,7 @@ def load(
     folder = Path(path)
     folder = folder / "final_model" if (folder / "final_model").is_dir() else folder
     manifest = read_manifest(folder)
-    settings = ModelSettings(name=base or manifest["base"]["name"], device=device, dtype=dtype)  # type: ignore[arg-type]
+    settings = ModelSettings(name=base or manifest["base"]["name"], device=device, dtype=dtype)
     source = find_model(settings, num_labels=len(manifest["labels"]) or None)
     check_belongs(manifest, source, folder)
     return attach_saved(load_model(source, settings), folder).model, source.tokenizer

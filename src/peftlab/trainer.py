@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from peftlab.batches import Collator, EpochOrder, Row
+from peftlab.batches import EpochOrder
 from peftlab.checkpoint import (
     ADAPTER_FILE,
     STATE_FILE,
@@ -37,49 +35,11 @@ from peftlab.checkpoint import (
 from peftlab.errors import NonFiniteError
 from peftlab.files import new_folder, write_json
 from peftlab.gradients import read_gradients
-from peftlab.method import Attachment
-from peftlab.objective import Objective
 from peftlab.phases import PhaseSwitch
-from peftlab.probe import RunningProbe
 from peftlab.proof import PhaseProof, TrainingProof
-from peftlab.schedule import Phase, Schedule
+from peftlab.schedule import Phase
 from peftlab.streams import seed_for
-
-Event = Callable[..., None]
-"""Receives what happens: `event(kind, **fields)`."""
-
-
-def ignore_event(kind: str, **fields: Any) -> None:
-    """An event receiver that keeps nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingParts:
-    """What a `LabTrainer` is made of.
-
-    Attributes:
-        attachment: The adapter on its base.
-        schedule: What trains when, and how fast.
-        objective: What is minimised.
-        collator: Makes batches of rows.
-        train_rows: Rows to train on.
-        validation_rows: Rows whose loss chooses the best checkpoint.
-        probes: Running probes by name.
-        event: Receives what happens.
-        keep_checkpoints: How many checkpoints stay besides the best.
-        seed: Root of the random streams.
-    """
-
-    attachment: Attachment
-    schedule: Schedule
-    objective: Objective
-    collator: Collator
-    train_rows: Sequence[Row]
-    validation_rows: Sequence[Row]
-    probes: dict[str, RunningProbe] = field(default_factory=dict)
-    event: Event = ignore_event
-    keep_checkpoints: int = 2
-    seed: int = 42
+from peftlab.training import TrainingParts
 
 
 class LabTrainer(Trainer):  # type: ignore[misc]
@@ -90,6 +50,10 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         args: transformers' arguments; `output_dir` is where checkpoints go.
         callbacks: Further transformers callbacks.
     """
+
+    lr_scheduler: Any
+    optimizer: Any
+    control: Any
 
     def __init__(
         self, parts: TrainingParts, args: TrainingArguments, callbacks: list[Any] | None = None

@@ -1,16 +1,58 @@
-"""transformers' training arguments for a run."""
+"""What a trainer is made of, and transformers' training arguments for a run."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftlab.batches import Collator, Row
 from peftlab.config import RunConfig
 from peftlab.devices import choose_device, num_processes
+from peftlab.method import Attachment
+from peftlab.objective import Objective
+from peftlab.probe import RunningProbe
 from peftlab.schedule import Schedule
 
 _TENTHS = 10
+
+Event = Callable[..., None]
+"""Receives what happens: `event(kind, **fields)`."""
+
+
+def ignore_event(kind: str, **fields: Any) -> None:
+    """An event receiver that keeps nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingParts:
+    """What a `LabTrainer` is made of.
+
+    Attributes:
+        attachment: The adapter on its base.
+        schedule: What trains when, and how fast.
+        objective: What is minimised.
+        collator: Makes batches of rows.
+        train_rows: Rows to train on.
+        validation_rows: Rows whose loss chooses the best checkpoint.
+        probes: Running probes by name.
+        event: Receives what happens.
+        keep_checkpoints: How many checkpoints stay besides the best.
+        seed: Root of the random streams.
+    """
+
+    attachment: Attachment
+    schedule: Schedule
+    objective: Objective
+    collator: Collator
+    train_rows: Sequence[Row]
+    validation_rows: Sequence[Row]
+    probes: dict[str, RunningProbe] = field(default_factory=dict)
+    event: Event = ignore_event
+    keep_checkpoints: int = 2
+    seed: int = 42
 
 
 def make_arguments(config: RunConfig, checkpoints: Path, schedule: Schedule) -> Any:

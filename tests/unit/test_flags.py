@@ -15,11 +15,32 @@ from peftlab.sources import config_from
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-S1_FLAGS = (  # the issue's list, word for word
-    "--dataset --target --r --lora_alpha --lora_dropout --batch_size --grad_accum --max_steps --lr --warmup_steps"
-    " --max_length --seed --model --output_dir --experiment_name --dynamic_lora --phase_strategy --phase1_end"
-    " --phase2_end --log_frequency --no_layer_norm --no_eval --eval_samples --num_samples"
-).split()
+S1_FLAGS = [  # the issue's list, word for word
+    "--dataset",
+    "--target",
+    "--r",
+    "--lora_alpha",
+    "--lora_dropout",
+    "--batch_size",
+    "--grad_accum",
+    "--max_steps",
+    "--lr",
+    "--warmup_steps",
+    "--max_length",
+    "--seed",
+    "--model",
+    "--output_dir",
+    "--experiment_name",
+    "--dynamic_lora",
+    "--phase_strategy",
+    "--phase1_end",
+    "--phase2_end",
+    "--log_frequency",
+    "--no_layer_norm",
+    "--no_eval",
+    "--eval_samples",
+    "--num_samples",
+]
 
 SAMPLES: dict[str, tuple[str, object]] = {
     "model": ("org/other", "org/other"),
@@ -50,7 +71,11 @@ SAMPLES: dict[str, tuple[str, object]] = {
 def _flat(values: object, path: str = "") -> dict[str, object]:
     """A config as dotted keys."""
     if isinstance(values, dict) and values:
-        return {k: v for key, inner in values.items() for k, v in _flat(inner, f"{path}.{key}".lstrip(".")).items()}
+        return {
+            k: v
+            for key, inner in values.items()
+            for k, v in _flat(inner, f"{path}.{key}".lstrip(".")).items()
+        }
     if path == "adapters":
         adapter = values[0]  # type: ignore[index]
         return {"method.name": adapter["method"], **_flat(adapter["settings"], "method")}
@@ -83,7 +108,12 @@ def test_flag_sets_its_key_and_no_other(flag: Flag) -> None:
     base = ["--task", "embedded", "--max_steps", "100"]
     if flag.name == "model":
         base += ["--phase_strategy", "both-mlp-attn", "--lora_dropout", "0.0"]
-        base += ["--lr", "0.002", "--warmup_steps", "20"]  # as the embedded preset, which another model leaves
+        base += [
+            "--lr",
+            "0.002",
+            "--warmup_steps",
+            "20",
+        ]  # as the embedded preset, which another model leaves
     plain, changed = _parsed(base), _parsed([*base, f"--{flag.name}", text])
     differs = {key for key in plain if plain[key] != changed[key]}
     assert changed[flag.key] == value

@@ -30,7 +30,9 @@ def test_all_is_the_table() -> None:
 
 
 def test_every_error_is_public() -> None:
-    classes = {n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, errors.PeftlabError)}
+    classes = {
+        n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, errors.PeftlabError)
+    }
     assert classes <= set(NAMES)
 
 
@@ -53,7 +55,9 @@ def test_unknown_name() -> None:
 
 def test_import_is_light() -> None:
     code = "import sys, peftlab; dir(peftlab); print([m for m in ('torch','pydantic','numpy','yaml') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

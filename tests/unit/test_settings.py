@@ -60,7 +60,7 @@ def test_messages(values: dict[str, object], message: str) -> None:
 
 
 def test_where_stands_before_the_path() -> None:
-    with pytest.raises(ConfigError, match="unknown key 'method.rnk'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'method\.rnk'"):
         validate(Inner, {"rnk": 1}, where="method")
 
 
@@ -69,7 +69,9 @@ def test_all_problems_at_once_and_none_twice() -> None:
         validate(Outer, {"inner": {"width": 0, "x": 1}, "items": [{"width": 0}]})
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
-    assert not any("at least 1 item" in line for line in lines), "a list is not too short because an item is wrong"
+    assert not any("at least 1 item" in line for line in lines), (
+        "a list is not too short because an item is wrong"
+    )
 
 
 def test_too_short_is_said_where_it_is_the_problem() -> None:

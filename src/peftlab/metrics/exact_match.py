@@ -17,7 +17,7 @@ HIGHER_IS_BETTER = True
 
 
 def normalize(text: str) -> str:
-    """The form in which texts are compared.
+    r"""The form in which texts are compared.
 
     Args:
         text: A prediction or a reference.
@@ -26,7 +26,7 @@ def normalize(text: str) -> str:
         The text stripped, every run of white space turned into one space, case kept.
 
     Example:
-        >>> normalize("  SELECT a\\n  FROM b ")
+        >>> normalize("  SELECT a\n  FROM b ")
         'SELECT a FROM b'
     """
     return " ".join(text.split())

@@ -1,0 +1,22 @@
+"""Charts of a run, drawn from its files, and its numbers as text.
+
+Every chart is `plot_x(source, output_path, *, phases=None) -> Path`.
+"""
+
+from __future__ import annotations
+
+from peftlab.figures.digest import generate_summary_report
+from peftlab.figures.layers import plot_gradient_evolution, plot_layer_comparison, plot_layer_heatmap
+from peftlab.figures.losses import plot_loss_comparison, plot_score_comparison, plot_training_loss
+from peftlab.figures.norms import plot_gradient_norms
+
+__all__ = [
+    "generate_summary_report",
+    "plot_gradient_evolution",
+    "plot_gradient_norms",
+    "plot_layer_comparison",
+    "plot_layer_heatmap",
+    "plot_loss_comparison",
+    "plot_score_comparison",
+    "plot_training_loss",
+]

@@ -1,0 +1,116 @@
+"""The page of a run, and the page that puts several runs side by side. Read from the run folders alone; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from peftlab.comparison import Comparison, compare_runs, evaluation_of, metrics_of, status_of
+from peftlab.errors import DataError
+from peftlab.files import write_text
+from peftlab.page import Section, picture, render_page, scrolling
+from peftlab.run import RunFolder
+from peftlab.sections import SECTIONS
+from peftlab.tables import render_html
+
+COMPARISON = "comparison.html"
+
+
+def write_report(run_folder: RunFolder | str | Path) -> Path:
+    """Draw the charts of a run and write its page.
+
+    Args:
+        run_folder: A run folder, finished or not; what is not there yet is said to be so.
+
+    Returns:
+        `report.html` in the folder: one file that needs nothing else.
+
+    Raises:
+        DataError: The folder does not exist.
+        RunError: A file is damaged; names it.
+        OutputError: The page or a chart cannot be written.
+    """
+    run = run_folder if isinstance(run_folder, RunFolder) else RunFolder(run_folder)
+    if not run.path.is_dir():
+        raise DataError(f"{run.path} is not a folder; give a run folder")
+    parts = [part for part in (section(run) for section in SECTIONS) if part is not None]
+    return write_text(run.report, render_page(run.name, _lead(run), parts))
+
+
+def write_comparison(
+    run_folders: Sequence[RunFolder | str | Path], output_path: str | Path | None = None
+) -> Path:
+    """Write one page that puts several runs side by side.
+
+    Args:
+        run_folders: The runs, finished or not.
+        output_path: The page; `comparison.html` beside the first run where None.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: There is no run, or a folder does not exist.
+        RunError: A file is damaged; names it.
+        OutputError: The page cannot be written.
+    """
+    comparison = compare_runs(run_folders)
+    if not comparison.runs:
+        raise DataError("no run is given to compare")
+    for run in comparison.runs:
+        if not run.path.is_dir():
+            raise DataError(f"{run.path} is not a folder; give a run folder")
+    path = (
+        comparison.runs[0].path.absolute().parent / COMPARISON if output_path is None else Path(output_path)
+    )
+    lead = f'<p class="muted">{escape(", ".join(str(run.path) for run in comparison.runs))}</p>'
+    title = f"{len(comparison.runs)} runs side by side"
+    return write_text(path, render_page(title, lead, _comparison_sections(comparison)))
+
+
+def _lead(run: RunFolder) -> str:
+    """What was run and how far it got."""
+    words = []
+    if run.has(RunFolder.CONFIG):
+        config = run.config
+        adapters = config.get("adapters") or [config.get("method") or {}]
+        method = adapters[0].get("method") or adapters[0].get("name") or "?"
+        words = [
+            f"{method} on {config.get('model', {}).get('name')}",
+            f"task {config.get('task', {}).get('name')}",
+        ]
+        strategy = (config.get("schedule") or {}).get("strategy")
+        words += [f"schedule {strategy}"] if strategy else []
+    kind = "status" if run.is_finished else "status open"
+    status = f'<span class="{kind}">{escape(status_of(run))}</span>'
+    return f"<p>{escape(' · '.join(words))} &nbsp;{status}</p>"
+
+
+def _comparison_sections(comparison: Comparison) -> list[Section]:
+    """The parts of the page of several runs."""
+    from peftlab.figures import plot_loss_comparison, plot_score_comparison
+
+    pairs = list(zip(comparison.labels, comparison.runs, strict=True))
+    evaluations = [(label, evaluation_of(run)) for label, run in pairs]
+    scores = [(label, metrics_of(e, "before"), metrics_of(e, "after")) for label, e in evaluations]
+    with TemporaryDirectory() as folder:
+        score_chart = picture(plot_score_comparison(scores, Path(folder) / "scores.png"), "scores")
+        loss_chart = picture(plot_loss_comparison(pairs, Path(folder) / "losses.png"), "losses")
+    notes = "".join(f"<li>{escape(note)}.</li>" for note in comparison.notes)
+    settings = "<p>All settings are the same.</p>"
+    if len(comparison.settings) > 1:
+        settings = scrolling(render_html(comparison.settings), wide=True)
+    links = "".join(
+        f'<li><a href="{escape(run.report.absolute().as_uri())}">{escape(label)}</a></li>'
+        for label, run in pairs
+        if run.report.exists()
+    )
+    sections = [
+        Section("Scores", f"{score_chart}<ul>{notes}</ul>"),
+        Section("Results", scrolling(render_html(comparison.results), wide=True)),
+        Section("Settings that differ", settings),
+        Section("Loss", loss_chart),
+    ]
+    return [*sections, Section("Pages of the runs", f"<ul>{links}</ul>")] if links else sections

@@ -1,0 +1,316 @@
+"""The parts of a run's page: each a function from a run to a Section, or None where it does not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from html import escape
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from peftlab.comparison import evaluation_of, metrics_of
+from peftlab.page import Section, absent, picture, scrolling, tiles
+from peftlab.run import RunFolder
+from peftlab.tables import (
+    preflight_rows,
+    render_html,
+    show_bytes,
+    show_groups,
+    show_score,
+    show_seconds,
+)
+
+NUM_EXAMPLES = 8
+"""Test examples shown with their answers."""
+
+
+def scores(run: RunFolder) -> Section:
+    """Scores before and after, with intervals and units."""
+    evaluation = evaluation_of(run)
+    before, after = metrics_of(evaluation, "before"), metrics_of(evaluation, "after")
+    if evaluation is None or not (before or after):
+        return Section(
+            "Scores", absent("the scores come before and after training, unless evaluation is off")
+        )
+    head = "<tr><th>metric</th><th>before</th><th>after</th><th>change</th><th></th><th>unit</th></tr>"
+    body = "".join(_score_row(name, before.get(name), after.get(name)) for name in (after or before))
+    note = (
+        f"On {evaluation['num_examples']:,} {evaluation['split']} examples; in brackets and as lines: 95 % bootstrap"
+        " interval over examples. Grey: before, coloured: after."
+    )
+    half = evaluation.get("after") or evaluation["before"]
+    decoding = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in half["decoding"].items())
+    signatures = {s["signature"] for s in (after or before).values() if s.get("signature")}
+    exact = "".join(f"<br>{escape(signature)}" for signature in sorted(signatures))
+    waiting = "" if after else absent("the scores after training")
+    table = scrolling(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
+    return Section(
+        "Scores", f'{table}{waiting}<p class="muted">{note}<br>Decoding: {escape(decoding)}.{exact}</p>'
+    )
+
+
+def _score_row(name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    """One metric."""
+    score = after or before or {}
+    digits = 3 if score["unit"] == "rate" else 2
+    change = f"{after['value'] - before['value']:+.{digits}f}" if before and after else "-"
+    better = "higher is better" if score["higher_is_better"] else "lower is better"
+    cells = [show_score(before), show_score(after), change]
+    numbers = "".join(f'<td class="n" style="white-space:nowrap">{escape(cell)}</td>' for cell in cells)
+    unit = f'{escape(score["unit"])}, <span class="muted">{better}</span>'
+    return f"<tr><td>{escape(name)}</td>{numbers}<td>{_span(before, after)}</td><td>{unit}</td></tr>"
+
+
+def _span(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    """A line drawing of the two scores and their intervals on one scale."""
+    found = [(s, colour, y) for s, colour, y in ((before, "#8c959f", 7), (after, "var(--accent)", 17)) if s]
+    ends = {"0-100": (0.0, 100.0), "rate": (0.0, 1.0)}.get(found[0][0]["unit"])
+    numbers = [n for s, _, _ in found for n in (s["value"], *(s.get("interval") or ()))]
+    low, high = ends or (min(0.0, *numbers), max(numbers))
+    low, high = min(low, *numbers), max(high, *numbers)
+
+    def x(value: float) -> float:
+        return float(round(4 + 192 * (value - low) / ((high - low) or 1), 2))
+
+    drawn = "".join(
+        (
+            f'<line x1="{x(s["interval"][0])}" x2="{x(s["interval"][1])}" y1="{y}" y2="{y}" stroke="{colour}"'
+            ' stroke-width="2"/>'
+            if s.get("interval")
+            else ""
+        )
+        + f'<circle cx="{x(s["value"])}" cy="{y}" r="4" fill="{colour}"/>'
+        for s, colour, y in found
+    )
+    return (
+        f'<svg class="span" width="200" height="24" role="img" aria-label="from {low:g} to {high:g}">'
+        '<line x1="4" x2="196" y1="12" y2="12" stroke="currentColor" stroke-opacity=".18"/>'
+        f"{drawn}</svg>"
+    )
+
+
+def costs(run: RunFolder) -> Section:
+    """Parameters, time, memory, speed."""
+    if not run.has(RunFolder.SUMMARY):
+        return Section("Cost", absent("time, memory and speed are written when the run ends"))
+    summary = run.summary()
+    counts, seconds, memory = summary["counts"], summary["seconds"], summary["peak_memory_bytes"]
+    rate, best = summary["tokens_per_second"], summary["best_checkpoint"]
+    facts = [
+        ("parameters trained", f"{counts['trainable_parameters']:,}"),
+        (
+            "of the base's parameters",
+            f"{100 * counts['trainable_parameters'] / counts['total_parameters']:.3g} %",
+        ),
+        ("tensors trained", f"{counts['trainable_tensors']:,}"),
+        ("optimizer steps", f"{summary['steps']:,}"),
+        ("training time", show_seconds(seconds.get("train"))),
+        ("total time", show_seconds(seconds.get("total"))),
+        ("training tokens per second", "-" if rate is None else f"{rate:,.0f}"),
+        ("peak memory, host", show_bytes(memory["host"])),
+    ]
+    if memory["device"] is not None:
+        facts.append(("peak memory, device", show_bytes(memory["device"])))
+    if best:
+        facts.append(
+            (f"best validation loss, at step {best['step']:,}", f"{best['validation_loss']:.4f}"),
+        )
+    others = {k: v for k, v in seconds.items() if k not in ("train", "total")}
+    rest = " · ".join(f"{name.replace('_', ' ')} {show_seconds(v)}" for name, v in others.items())
+    kept = "unchanged, tensor by tensor" if summary["base_unchanged"] else "CHANGED"
+    stopped = "Training stopped early. " if summary.get("stopped_early") else ""
+    return Section(
+        "Cost",
+        tiles(facts) + f'<p class="muted">{stopped}Also: {escape(rest)}. The base came out {kept}.</p>',
+    )
+
+
+def phases(run: RunFolder) -> Section | None:
+    """The phases, what each trains, and what was proved of it."""
+    if not run.has(RunFolder.PREFLIGHT):
+        return Section("Phases", absent("the phases are written before training"))
+    started: dict[str, Any] = {}
+    proved: dict[str, Any] = {}
+    for event in run.timeline():
+        if event["event"] == "phase_started":
+            started[event["phase"]] = event
+        elif event["event"] == "phase_proved":
+            proved[event["phase"]] = event
+    rows: list[list[Any]] = [["phase", "steps", "trains", "tensors", "parameters", "shown to train"]]
+    for phase in run.preflight["phases"]:
+        name = phase["name"]
+        steps = f"{phase['start_step'] + 1:,} to {phase['end_step']:,}"
+        counts = [phase["trainable_tensors"], phase["trainable_parameters"]]
+        rows.append([name, steps, show_groups(phase), *counts, _proof(proved.get(name), name in started)])
+    unreached = [n for event in proved.values() for n in event.get("unreached", [])]
+    note = (
+        '<p class="muted">Shown to train: every active tensor that the forward pass reaches had a finite, non-zero'
+        " gradient and changed; every frozen one had none and stayed bit-equal.</p>"
+    )
+    if unreached:
+        listed = "".join(f"<li>{escape(str(n))}</li>" for n in dict.fromkeys(unreached))
+        note += (
+            f"<details><summary>{len(set(unreached))} tensors the forward pass does not reach</summary>"
+            f"<ul>{listed}</ul></details>"
+        )
+    return Section("Phases", scrolling(render_html(rows)) + note + _alarms(run))
+
+
+def _proof(event: Mapping[str, Any] | None, started: bool) -> str:
+    """What is known of a phase."""
+    if event is None:
+        return "not yet" if started else "not started"
+    needed = event["steps_needed"]
+    extra = f", {len(event['unreached'])} unreached" if event.get("unreached") else ""
+    return f"all {event['tensors']:,} within {needed} step{'s' if needed != 1 else ''}{extra}"
+
+
+def _alarms(run: RunFolder) -> str:
+    """Alarms, where there are any."""
+    alarms = [event for event in run.timeline() if event["event"] == "alarm"]
+    if not alarms:
+        return ""
+    rows: list[list[Any]] = [["step", "alarm", "names"]]
+    for event in alarms:
+        names = [str(name) for name in event.get("names", [])]
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        rows.append([event.get("step"), event.get("kind"), ", ".join(names[:6]) + more])
+    return "<h3>Alarms</h3>" + scrolling(render_html(rows), wide=True)
+
+
+def losses(run: RunFolder) -> Section:
+    """The loss chart."""
+    from peftlab.figures import plot_training_loss
+
+    if not any(event["event"] in ("step", "validated") for event in run.timeline()):
+        return Section("Loss", absent("no step has been logged"))
+    return Section("Loss", _draw(run, "training_loss", plot_training_loss))
+
+
+def gradients(run: RunFolder) -> Section | None:
+    """The gradient charts."""
+    from peftlab.figures import (
+        plot_gradient_evolution,
+        plot_gradient_norms,
+        plot_layer_comparison,
+        plot_layer_heatmap,
+    )
+
+    if not run.has(RunFolder.GRADIENTS):
+        if run.is_finished:
+            return None
+        return Section("Gradient norms", absent("the gradient norms are written when training ends"))
+    log = run.gradient_log()
+    summary = log.summarize()
+    charts = {"gradient_norms": plot_gradient_norms}
+    if log.layer_data:
+        charts |= {
+            "layer_heatmap": plot_layer_heatmap,
+            "layer_comparison": plot_layer_comparison,
+            "gradient_evolution": plot_gradient_evolution,
+        }
+    ratio, per = summary["attention_to_mlp_ratio"], summary["attention_to_mlp_ratio_per_parameter"]
+    text = "Attention and MLP were never active in the same step, so their norms are not compared."
+    if ratio is not None:
+        text = f"Over the steps with both active, attention's mean norm is {ratio:.3f} of the MLP's"
+        text += f" ({per:.3f} per parameter)." if per is not None else "."
+    return Section(
+        "Gradient norms", f"<p>{text}</p>" + "".join(_draw(run, n, plot) for n, plot in charts.items())
+    )
+
+
+def _draw(run: RunFolder, name: str, plot: Callable[..., Path]) -> str:
+    """Draw a chart into the run's plots and into the page."""
+    return picture(plot(run, run.plots / f"{name}.png"), name.replace("_", " "))
+
+
+def examples(run: RunFolder) -> Section | None:
+    """Some test examples with the answers before and after."""
+    evaluation = evaluation_of(run)
+    halves = {when: (evaluation or {}).get(when) for when in ("before", "after")}
+    answers = {
+        when: run.predictions(half["predictions"])[:NUM_EXAMPLES] for when, half in halves.items() if half
+    }
+    if not answers:
+        return None if run.is_finished else Section("Answers", absent("the answers to the test examples"))
+    pairs = zip_longest(answers.get("before", []), answers.get("after", []))
+    boxes = "".join(_example(before, after) for before, after in pairs)
+    shown = max(len(rows) for rows in answers.values())
+    return Section(
+        "Answers", f'<p class="muted">The first {shown} test examples, as they come, not chosen.</p>{boxes}'
+    )
+
+
+def _example(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    """One test example."""
+    row = after or before or {}
+    lines = [("source", row["source"], ""), *(("reference", text, "") for text in row["references"])]
+    if before:
+        lines.append(("before", before["prediction"], ""))
+    if after:
+        lines.append(("after", after["prediction"], "after"))
+    cells = (
+        f'<div class="{kind}"><div class="k">{name}</div><div class="v">{escape(str(text)) or _EMPTY}</div></div>'
+        for name, text, kind in lines
+    )
+    return f'<div class="example">{"".join(cells)}</div>'
+
+
+_EMPTY = '<span class="muted">(nothing)</span>'
+
+
+def preflight(run: RunFolder) -> Section:
+    """What was counted before anything heavy."""
+    if not run.has(RunFolder.PREFLIGHT):
+        return Section("Data", absent("rows and tokens are counted before training"))
+    counted = run.preflight
+    tokens, steps = counted["tokens"], counted["steps"]
+    text = (
+        f"{tokens['train']:,} training tokens, {100 * tokens['labelled_share']:.3g} % of them labelled; the longest row"
+        f" has {tokens['longest']:,}. {steps['total']:,} steps are {steps['epochs']:.3g} epochs of"
+        f" {steps['per_epoch']:,} steps."
+    )
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in counted.get("notes", []))
+    listed = f"<ul>{notes}</ul>" if notes else ""
+    return Section("Data", scrolling(render_html(preflight_rows(counted))) + f"<p>{text}</p>{listed}")
+
+
+def environment(run: RunFolder) -> Section:
+    """What it ran on."""
+    if not run.has(RunFolder.ENVIRONMENT):
+        return Section("Environment", absent("versions and hardware"))
+    found = run.environment
+    git = found.get("git")
+    rows: list[list[Any]] = [["", ""]]
+    rows.append(["command", " ".join(map(str, found["command"]))])
+    if git:
+        rows.append(["git", git["commit"] + (", with uncommitted changes" if git["dirty"] else "")])
+    for part in ("hardware", "versions"):
+        for name, value in found[part].items():
+            text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+            rows.append([name, text])
+    table = render_html(rows).replace("<thead><tr><th></th><th></th></tr></thead>", "")
+    return Section("Environment", scrolling(table, wide=True))
+
+
+def configuration(run: RunFolder) -> Section:
+    """The resolved config, as it lies in the folder."""
+    if not run.has(RunFolder.CONFIG):
+        return Section("Config", absent("the resolved config"))
+    text = (run.path / RunFolder.CONFIG).read_text(encoding="utf-8")
+    note = f"Given back to <code>peftlab run {escape(str(run.path / RunFolder.CONFIG))}</code>, it repeats this run."
+    return Section("Config", f'<p class="muted">{note}</p><pre>{escape(text)}</pre>')
+
+
+SECTIONS: tuple[Callable[[RunFolder], Section | None], ...] = (
+    scores,
+    costs,
+    phases,
+    losses,
+    gradients,
+    examples,
+    preflight,
+    environment,
+    configuration,
+)
+"""The parts of a run's page in order; a new feature adds a function here."""

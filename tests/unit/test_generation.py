@@ -1,0 +1,153 @@
+"""Greedy decoding: each answer is the one it would get alone, whatever the model's own settings say."""
+
+import pytest
+import torch
+
+import tiny_models
+from peftlab import generation
+from peftlab.batches import RowBuilder
+from peftlab.errors import DataError
+from peftlab.generation import classify, decoding_config, generate, max_prompt_tokens
+
+TOKENIZER = tiny_models.tokenizer()
+PROMPTS = [[1, 5, 9, 20], [1, 7], [1, 33, 12, 40, 8, 30, 21, 11, 6], [1, 22, 17], [1, 5, 9, 20, 6, 18]]
+
+
+def answers(model, prompts=PROMPTS, *, head="causal", batch_size=5, new=12, tokenizer=TOKENIZER):
+    return generate(model, tokenizer, prompts, head=head, max_new_tokens=new, batch_size=batch_size)
+
+
+@torch.no_grad()
+def by_hand(model, prompt, *, head, new=12):
+    """Greedy decoding token by token, without padding and without a cache."""
+    ids = torch.tensor([prompt])
+    out = []
+    for _ in range(new):
+        if head == "causal":
+            logits = model(input_ids=torch.cat([ids, torch.tensor([out], dtype=torch.long)], dim=1)).logits
+        else:
+            logits = model(input_ids=ids, decoder_input_ids=torch.tensor([[0, *out]])).logits
+        token = int(logits[0, -1].argmax())
+        out.append(token)
+        if token == TOKENIZER.eos_token_id:
+            break
+    return TOKENIZER.decode(out, skip_special_tokens=True).strip()
+
+
+def model_of(name, seed=0):
+    return tiny_models.build(name, seed=seed).double()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "t5", "bart"])
+def test_batched_equals_alone_equals_by_hand(name):
+    head = tiny_models.HEADS[name]
+    if name == "bart":
+        model = model_of(name)
+        model.config.forced_eos_token_id = model.generation_config.forced_eos_token_id = None
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 0
+    else:
+        model = model_of(name)
+    expected = [by_hand(model, prompt, head=head) for prompt in PROMPTS]
+    assert len(set(expected)) > 1, "the answers differ, so a mix-up would be seen"
+    assert answers(model, head=head, batch_size=5) == expected
+    assert answers(model, head=head, batch_size=2) == expected
+    assert answers(model, head=head, batch_size=1) == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_companion_right_padding_would_give_other_answers(name, monkeypatch):
+    model = model_of(name)
+    expected = answers(model)
+    pad = generation._pad
+    monkeypatch.setattr(generation, "_pad", lambda rows, pad_id, *, left: pad(rows, pad_id, left=False))
+    assert answers(model) != expected
+
+
+def test_companion_without_the_mask_the_answers_differ(monkeypatch):
+    model = model_of("llama")
+    expected = answers(model)
+    pad = generation._pad
+
+    def unmasked(rows, pad_id, *, left):
+        ids, mask = pad(rows, pad_id, left=left)
+        return ids, torch.ones_like(mask)
+
+    monkeypatch.setattr(generation, "_pad", unmasked)
+    assert answers(model) != expected
+
+
+def test_a_pad_that_is_the_end_changes_nothing():
+    model = model_of("llama")
+    same_token = tiny_models.tokenizer(pad_is_eos=True)
+    prompts = [[1, 2, 5, 9], [1, 7]]  # an end of sequence inside a prompt is not a pad
+    assert answers(model, prompts, tokenizer=same_token) == answers(model, prompts)
+    assert answers(model, prompts[:1], tokenizer=same_token) == [by_hand(model, prompts[0], head="causal")]
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_the_models_own_sampling_settings_are_ignored(name):
+    model, head = model_of(name), tiny_models.HEADS[name]
+    expected = answers(model, head=head)
+    own = model.generation_config
+    own.do_sample, own.temperature, own.top_k, own.top_p = True, 5.0, 3, 0.5
+    own.repetition_penalty, own.no_repeat_ngram_size, own.num_beams, own.min_new_tokens = 3.0, 1, 3, 9
+    own.suppress_tokens, own.bad_words_ids, own.max_new_tokens = [5, 6], [[7]], 3
+    assert answers(model, head=head) == expected
+    assert model.generation_config.temperature == 5.0, "and left as they were"
+
+
+def test_the_order_progress_and_mode_are_kept():
+    model = model_of("llama").train()
+    seen = []
+    made = generate(
+        model, TOKENIZER, PROMPTS, head="causal", max_new_tokens=4, batch_size=2, progress=seen.append
+    )
+    assert seen == [2, 2, 1]
+    assert made == [answers(model, [prompt], new=4)[0] for prompt in PROMPTS]
+    assert model.training
+    assert generate(model, TOKENIZER, [], head="causal", max_new_tokens=4, batch_size=2) == []
+
+
+def test_generation_stops_at_the_end_of_sequence():
+    model = tiny_models.build("gpt2")
+    with torch.no_grad():
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(10 * model.transformer.wte.weight[TOKENIZER.eos_token_id])
+    assert answers(model) == [""] * len(PROMPTS)
+
+
+def test_a_prompt_longer_than_the_positions_is_cut_in_its_source():
+    model = tiny_models.build("gpt2")
+    room = max_prompt_tokens(model, 12)
+    assert room == 64 - 12
+    builder = RowBuilder(TOKENIZER, prompt="Say: {source} =", head="causal", max_length=40)
+    ids = builder.prompt_ids(" ".join(["cat"] * 300), room=room)
+    assert len(ids) == room
+    assert TOKENIZER.decode(ids[-1:]) == "=", "the template's end stays"
+    made = answers(model, [ids, [1, 5]])
+    assert made[1] == answers(model, [[1, 5]])[0]
+    with pytest.raises(DataError, match="does not fit 2 tokens"):
+        builder.prompt_ids("cat", room=2)
+
+
+def test_positions_where_there_are_none():
+    assert max_prompt_tokens(tiny_models.build("t5"), 10) == 1 << 20
+    assert max_prompt_tokens(tiny_models.build("llama"), 60) == 8, "a prompt has some room in any case"
+
+
+def test_the_decoding_is_greedy():
+    config = decoding_config(TOKENIZER, 7)
+    assert (config.do_sample, config.num_beams, config.max_new_tokens) == (False, 1, 7)
+    assert (config.eos_token_id, config.pad_token_id) == (2, 0)
+
+
+def test_classes_do_not_depend_on_the_batch():
+    model = tiny_models.build("bert").double().train()
+    made = classify(model, PROMPTS, pad_id=0, batch_size=5)
+    assert made == classify(model, PROMPTS, pad_id=0, batch_size=1)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        expected = [str(int(model(input_ids=torch.tensor([p])).logits.argmax())) for p in PROMPTS]
+    assert made == expected
+    assert len(set(made)) > 1
