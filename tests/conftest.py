@@ -13,6 +13,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     MPLBACKEND="Agg",
     TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # two workers with two threads each on two cores are many times slower
 )
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -214,7 +214,9 @@ def training_inputs(name: str, *, batch: int = 2, length: int = 8, seed: int = 0
     return made | {"labels": made["input_ids"].clone() if decoder is None else decoder}
 
 
-WORDS = ["the", "a", "cat", "dog", "bird", "sits", "runs", "flies", "on", "under", "over", "mat", "house", "tree", "and", "or", "red", "blue", "green", "small", "big", "name", "food", "price", "area", "Alimentum", "Aromi", "Blue", "Spice", "cheap", "high", "low", "riverside", "Say", ":", "=", ".", ","]
+_TEXT = """the a cat dog bird sits runs flies on under over mat house tree and or red blue green small big
+name food price area Alimentum Aromi Blue Spice cheap high low riverside Say : = . ,"""
+WORDS = _TEXT.split()
 """What the tiny tokenizers know."""
 
 

@@ -62,6 +62,9 @@ class PeftAttachment:
         self._modules_to_save = list(getattr(config, "modules_to_save", None) or ())
         self._required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
         with torch.random.fork_rng(devices=_cuda_devices(model)), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="`is_gradient_checkpointing` is deprecated"
+            )  # peft 0.21 asks
             if tied:  # the warning asks for what is done three lines below
                 warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
             torch.manual_seed(seed_for(seed, "adapter"))

@@ -104,6 +104,9 @@ class ScheduleSettings(Settings):
         return self
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class TrainingSettings(Settings):
     """The training loop."""
 
@@ -137,8 +140,8 @@ class TrainingSettings(Settings):
     """Stop after so many validations without a lower loss; None never stops early."""
     log_steps: int = Field(default=1, ge=1)
     """Steps between two lines of the event log."""
-    trackers: tuple[str, ...] = ()
-    """Experiment trackers of transformers: tensorboard, wandb, mlflow, trackio."""
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers, passed on to transformers; each needs its own package."""
     seed: int = Field(default=42, ge=0)
     """Root of all random streams."""
 

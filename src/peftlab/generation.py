@@ -6,7 +6,8 @@ training saw (law 5). Prompts of similar length are decoded together; the answer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,11 @@ def generate(
     answers = [""] * len(prompts)
     was_training = model.training
     model.eval()
-    config = decoding_config(tokenizer, max_new_tokens)
     device = next(model.parameters()).device
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         ids, mask = _pad([prompts[i] for i in chosen], tokenizer.pad_token_id, left=head == "causal")
-        with torch.inference_mode():
+        with torch.inference_mode(), _only(decoding_config(tokenizer, max_new_tokens), model) as config:
             output = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -86,6 +86,31 @@ def decoding_config(tokenizer: Any, max_new_tokens: int) -> Any:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
+
+
+@contextmanager
+def _only(config: Any, model: Any) -> Iterator[Any]:
+    """A decoding config that the model's own cannot fill up, as `generate` would do where a setting is not given.
+
+    What the model's own says about structure, the token a decoder starts with, is taken over.
+
+    Args:
+        config: How to decode; completed.
+        model: A generating model, bare or wrapped by peft.
+
+    Yields:
+        The config; the model's own is put back afterwards.
+    """
+    own = {m: vars(m)["generation_config"] for m in model.modules() if "generation_config" in vars(m)}
+    starts = [getattr(c, "decoder_start_token_id", None) for c in own.values()]
+    config.decoder_start_token_id = next((start for start in starts if start is not None), None)
+    try:
+        for module in own:
+            module.generation_config = config
+        yield config
+    finally:
+        for module, kept in own.items():
+            module.generation_config = kept
 
 
 def classify(model: Any, prompts: Sequence[list[int]], *, pad_id: int, batch_size: int) -> list[str]:

@@ -75,8 +75,8 @@ def _lead(run: RunFolder) -> str:
     words = []
     if run.has(RunFolder.CONFIG):
         config = run.config
-        adapters = config.get("adapters") or [config.get("method") or {}]
-        method = adapters[0].get("method") or adapters[0].get("name") or "?"
+        adapters = config.get("adapters") or [{}]
+        method = ", ".join(str(adapter.get("method")) for adapter in adapters)
         words = [
             f"{method} on {config.get('model', {}).get('name')}",
             f"task {config.get('task', {}).get('name')}",

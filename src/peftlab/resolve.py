@@ -7,6 +7,7 @@ counts are those of the run itself.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from peftlab.batches import EpochOrder, Row, RowBuilder, RowCount
 from peftlab.catalog import METHODS, TASKS
 from peftlab.config import RunConfig
 from peftlab.devices import num_processes
-from peftlab.errors import DataError, OutputError
+from peftlab.errors import ConfigError, DataError, OutputError
 from peftlab.loading import ModelSource, find_model, meta_model
 from peftlab.mapping import map_model
 from peftlab.phases import PhaseSwitch
@@ -87,6 +88,7 @@ def resolve(config: RunConfig) -> Resolved:
                 f"no {name} row is left to train on ({why}); raise task.max_length or check the data"
             )
     schedule = config.make_schedule()
+    _check_trackers(config.training.trackers)
     order = EpochOrder(
         len(train),
         rows_per_step=config.training.batch_size * config.training.accumulation_steps * num_processes(),
@@ -178,6 +180,17 @@ def _describe(count: RowCount) -> dict[str, Any]:
         "truncated": count.truncated,
         "dropped": dict(count.dropped),
     }
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    """Refuse a tracker whose package is not installed."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    for name in trackers:
+        if name not in get_available_reporting_integrations():
+            raise ConfigError(
+                f"training.trackers: '{name}' is not installed; pip install {name}, or leave it out"
+            )
 
 
 def _check_space(directory: Path, trainable: int, keep: int) -> None:

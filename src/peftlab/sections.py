@@ -32,14 +32,17 @@ def scores(run: RunFolder) -> Section:
         return Section(
             "Scores", absent("the scores come before and after training, unless evaluation is off")
         )
-    head = "<tr><th>metric</th><th>before</th><th>after</th><th>change</th><th></th><th>unit</th></tr>"
+    head = "<tr><th>metric</th><th>before</th><th>after</th><th>change</th><th>on the whole scale</th><th>unit</th></tr>"
     body = "".join(_score_row(name, before.get(name), after.get(name)) for name in (after or before))
     note = (
         f"On {evaluation['num_examples']:,} {evaluation['split']} examples; in brackets and as lines: 95 % bootstrap"
         " interval over examples. Grey: before, coloured: after."
     )
     half = evaluation.get("after") or evaluation["before"]
-    decoding = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in half["decoding"].items())
+    decoding = ", ".join(
+        str(value) if key == "kind" else f"{key.replace('_', ' ')} {value}"
+        for key, value in half["decoding"].items()
+    )
     signatures = {s["signature"] for s in (after or before).values() if s.get("signature")}
     exact = "".join(f"<br>{escape(signature)}" for signature in sorted(signatures))
     waiting = "" if after else absent("the scores after training")
@@ -75,11 +78,11 @@ def _span(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> 
     drawn = "".join(
         (
             f'<line x1="{x(s["interval"][0])}" x2="{x(s["interval"][1])}" y1="{y}" y2="{y}" stroke="{colour}"'
-            ' stroke-width="2"/>'
+            ' stroke-width="6" stroke-opacity=".4"/>'
             if s.get("interval")
             else ""
         )
-        + f'<circle cx="{x(s["value"])}" cy="{y}" r="4" fill="{colour}"/>'
+        + f'<circle cx="{x(s["value"])}" cy="{y}" r="2.6" fill="{colour}"/>'
         for s, colour, y in found
     )
     return (

@@ -21,7 +21,9 @@ PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def fabricate_phases(steps: int, phases: Sequence[tuple[str, tuple[str, ...]]] = PHASES) -> list[dict[str, Any]]:
+def fabricate_phases(
+    steps: int, phases: Sequence[tuple[str, tuple[str, ...]]] = PHASES
+) -> list[dict[str, Any]]:
     """Phases of equal length over the run."""
     edges = [round(i * steps / len(phases)) for i in range(len(phases) + 1)]
     return [
@@ -71,7 +73,9 @@ def norms_of(layer_data: Mapping[str, float | None]) -> dict[str, Any]:
         group: [v for name, v in layer_data.items() if name.endswith(group) and v is not None]
         for group in ("attention", "mlp")
     }
-    sums = {group: math.sqrt(sum(v * v for v in values)) if values else None for group, values in found.items()}
+    sums = {
+        group: math.sqrt(sum(v * v for v in values)) if values else None for group, values in found.items()
+    }
     everything = [v for values in found.values() for v in values]
     return {
         **{f"{group}_norm": value for group, value in sums.items()},
@@ -157,7 +161,13 @@ def _write_beginning(run: RunFolder, placed: list[dict[str, Any]], steps: int, r
     (run.path / RunFolder.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     environment = {
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0", "peft": "0.21.1"},
-        "hardware": {"platform": "Linux-6.1", "processor": "AMD EPYC", "cores": 2, "threads": 2, "devices": []},
+        "hardware": {
+            "platform": "Linux-6.1",
+            "processor": "AMD EPYC",
+            "cores": 2,
+            "threads": 2,
+            "devices": [],
+        },
         "git": {"commit": "0f1e2d3c4b5a69788796a5b4c3d2e1f001122334", "dirty": True},
         "command": ["peftlab", "run", "--set", "training.seed=42"],
     }
@@ -201,7 +211,10 @@ def _write_answers(run: RunFolder, when: str, answer: str) -> None:
             "source": f"name[The Blue Spice], eatType[pub], priceRange[cheap], area[riverside] <{i}>",
             "prompt": "Describe: ...",
             "prediction": answer,
-            "references": ["The Blue Spice is a cheap riverside pub.", "There is a cheap pub, The Blue Spice."],
+            "references": [
+                "The Blue Spice is a cheap riverside pub.",
+                "There is a cheap pub, The Blue Spice.",
+            ],
         }
         for i in range(120)
     ]
@@ -256,7 +269,13 @@ def _write_summary(
         "model": "peftlab/tiny-base",
         "scores": scores,
         "counts": {"total_parameters": 3_457_280, "trainable_parameters": 196_608, "trainable_tensors": 48},
-        "seconds": {"load": 0.8, "evaluate_before": 11.2, "train": 88.2, "evaluate_after": 9.7, "total": 112.4},
+        "seconds": {
+            "load": 0.8,
+            "evaluate_before": 11.2,
+            "train": 88.2,
+            "evaluate_after": 9.7,
+            "total": 112.4,
+        },
         "peak_memory_bytes": {"host": 812 << 20, "device": None},
         "tokens_per_second": 3047.6,
         "steps": steps,

@@ -164,7 +164,7 @@ def test_a_resumed_plain_trainer_enters_the_phase_of_its_step(tmp_path):
 
 def test_phases_that_end_before_the_run_are_refused(tmp_path):
     config = create_layerwise_lora_config(num_layers=2, phase1_steps=(0, 2), phase2_steps=(2, 4))
-    with pytest.raises(ScheduleError, match="the phases cover 4 steps but the run has 6"):
+    with pytest.raises(ScheduleError, match="ends at step 4 but training runs to 6"):
         trainer_of(adapted(), tmp_path, DynamicLoRACallback(config))[0].train()
 
 
@@ -297,4 +297,4 @@ def test_setup_model_with_lora(tmp_path):
 def test_setup_refuses_targets_that_are_not_there(tmp_path):
     folder = tiny_models.save_model(tmp_path / "mixtral", "mixtral")
     with pytest.raises(TargetError, match="'mlp'"):
-        setup_model_with_lora(ModelConfig(model_id=str(folder)), LoRAConfig(target_group="mlp_only"))
+        setup_model_with_lora(ModelConfig(model_id=str(folder)), LoRAConfig(target_module_group="mlp_only"))

@@ -66,9 +66,14 @@ def test_a_crash_while_filling_leaves_the_old_folder(tmp_path):
     target = tmp_path / "made"
     with new_folder(target) as aside:
         (aside / "a").write_text("old")
-    with pytest.raises(RuntimeError, match="crash"), new_folder(target) as aside:
-        (aside / "a").write_text("new")
-        raise RuntimeError("crash")
+
+    def crash():
+        with new_folder(target) as aside:
+            (aside / "a").write_text("new")
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        crash()
     assert (target / "a").read_text() == "old"
     verify_folder(target)
     assert leftovers(tmp_path) == []

@@ -8,6 +8,8 @@ from peftlab import generation
 from peftlab.batches import RowBuilder
 from peftlab.errors import DataError
 from peftlab.generation import classify, decoding_config, generate, max_prompt_tokens
+from peftlab.mapping import map_model
+from peftlab.methods import lora
 
 TOKENIZER = tiny_models.tokenizer()
 PROMPTS = [[1, 5, 9, 20], [1, 7], [1, 33, 12, 40, 8, 30, 21, 11, 6], [1, 22, 17], [1, 5, 9, 20, 6, 18]]
@@ -96,6 +98,15 @@ def test_the_models_own_sampling_settings_are_ignored(name):
     assert model.generation_config.temperature == 5.0, "and left as they were"
 
 
+def test_an_adapter_decodes_the_same_way():
+    base = model_of("llama")
+    expected, own = answers(base), base.generation_config
+    own.repetition_penalty, own.num_beams = 3.0, 3
+    attached = lora.attach(base, map_model(base), lora.Settings(), head="causal", seed=0)
+    assert answers(attached.model) == expected
+    assert base.generation_config is own
+
+
 def test_the_order_progress_and_mode_are_kept():
     model = model_of("llama").train()
     seen = []
@@ -142,7 +153,9 @@ def test_the_decoding_is_greedy():
 
 
 def test_classes_do_not_depend_on_the_batch():
-    model = tiny_models.build("bert").double().train()
+    model = tiny_models.build("bert", seed=4).double().train()
+    with torch.no_grad():
+        model.classifier.weight.mul_(9)  # the answers shall differ
     made = classify(model, PROMPTS, pad_id=0, batch_size=5)
     assert made == classify(model, PROMPTS, pad_id=0, batch_size=1)
     assert model.training

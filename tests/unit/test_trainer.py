@@ -102,7 +102,7 @@ def test_companion_a_late_half_outside_the_optimizer_fails_the_run(tmp_path, mon
         return Trainer.create_optimizer(self)
 
     monkeypatch.setattr(LabTrainer, "create_optimizer", too_late)
-    with pytest.raises(NotTrainingError, match="phase 'late': .*did not change"):
+    with pytest.raises(NotTrainingError, match=r"phase 'late': .*did not change"):
         run(tmp_path, phases="early->late")
 
 
@@ -114,7 +114,7 @@ def test_the_learning_rate_of_every_step_is_the_schedules(tmp_path):
     assert list(rates) == list(range(STEPS))
     assert rates == pytest.approx({s: schedule.learning_rate_at(s) for s in range(STEPS)}, rel=1e-12)
     assert (rates[0], rates[2], rates[5], rates[6]) == pytest.approx((0.0, RATE, 0.0, 3e-2))
-    assert [e["learning_rate"] for e in finished.told("step")][0] == 0.0
+    assert finished.told("step")[0]["learning_rate"] == 0.0
 
 
 def test_accumulation_equals_one_batch(tmp_path):

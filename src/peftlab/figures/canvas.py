@@ -129,18 +129,21 @@ def _write_bytes(path: Path, content: bytes) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def plain(text: object, limit: int = 60) -> str:
+def plain(text: object, limit: int = 60, *, keep_end: bool = False) -> str:
     """Text that matplotlib draws as it stands: no formulas, one line, not too long.
 
     Args:
         text: Anything.
         limit: Longest length in characters.
+        keep_end: Whether the middle is left out where it is too long, not the end: runs differ in their last letters.
 
     Returns:
         The text.
     """
     line = " ".join(str(text).split())
-    line = line if len(line) <= limit else line[: limit - 1] + "…"
+    if len(line) > limit:
+        tail = limit // 2 if keep_end else 0
+        line = line[: limit - 1 - tail] + "…" + line[len(line) - tail :]
     return line.replace("$", r"\$")
 
 

@@ -366,8 +366,10 @@ def _draw_profiles(
         axes.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
     else:
         axes.set_xticks([])
+        blank = all(log.layer_data[column][row] is None for column in columns for row in rows)
+        note = "no active tensor\nat these steps" if blank else "no finite norm above zero\nat these steps"
         axes.text(
-            0.5, 0.5, "no active tensor\nat these steps", transform=axes.transAxes, ha="center", va="center",
+            0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center",
             color=INK,
         )  # fmt: skip
 

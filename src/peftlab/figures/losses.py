@@ -28,7 +28,7 @@ from peftlab.figures.canvas import (
 )
 from peftlab.run import RunFolder
 
-LOSS_LABEL = "loss (mean over labelled tokens, nats)"
+LOSS_LABEL = "loss (cross-entropy, nats)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def plot_loss_comparison(runs: Sequence[tuple[str, RunFolder]], output_path: str
                 "linestyle": dashes[i // len(RUN_COLOURS) % 4],
             }
             lines = smooth(losses.training, smoothing_window(len(losses.steps)))
-            axes.plot(losses.steps, lines, linewidth=1.7, label=plain(label, 34), **look)
+            axes.plot(losses.steps, lines, linewidth=1.7, label=plain(label, 40, keep_end=True), **look)
             axes.plot(
                 losses.validation_steps, _gaps(losses.validation), "s", markersize=4.5, color=look["color"],
                 markeredgecolor="white", markeredgewidth=0.6,
@@ -257,14 +257,20 @@ def _draw_scores(axes: Any, name: str, scores: Sequence[tuple[str, Any, Any]]) -
                 xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK,
             )  # fmt: skip
         else:
+            start = before[name]["value"] if before and name in before else 0.0
             axes.annotate(
-                "not scored", (0, place), xytext=(6, 0), textcoords="offset points", va="center", color=MUTED
+                "not scored yet",
+                (start, place),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                color=MUTED,
             )
         if before and name in before:
             value = before[name]["value"]
             axes.plot([value, value], [place - 0.36, place + 0.36], color=INK, linewidth=2.2)
             axes.plot([value, value], [place - 0.36, place + 0.36], color="white", linewidth=0.7)
-    axes.set_yticks(range(len(scores)), [plain(label, 34) for label, _, _ in scores])
+    axes.set_yticks(range(len(scores)), [plain(label, 40, keep_end=True) for label, _, _ in scores])
     axes.set_ylim(len(scores) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.margins(x=0.12)
