@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peftlab import __version__
+from peftlab.commands.flags import read_flags
+from peftlab.commands.parsing import Parser, RunParser, add_settings, count, given_flags, read_prompts
 from peftlab.errors import ConfigError, InputError, PeftlabError, UnknownNameError
-from peftlab.flags import read_flags
-from peftlab.parsing import Parser, RunParser, add_settings, count, given_flags, read_prompts
 
 _BROKEN_PIPE = 1
 _INTERRUPTED_EARLY = 1
@@ -163,8 +163,8 @@ def _add_run(parser: Parser) -> None:
 @_no_collection()
 def _config(args: argparse.Namespace) -> Any:
     """The config that a command line asks for, its places checked."""
-    from peftlab.preconditions import check_places
-    from peftlab.sources import config_from, read_assignment
+    from peftlab.commands.preconditions import check_places
+    from peftlab.commands.sources import config_from, read_assignment
 
     assignments = [read_assignment(text) for text in args.assignments] + read_flags(given_flags(args))
     config = config_from(config_file=args.config, preset=args.preset, assignments=assignments)
@@ -254,13 +254,13 @@ def _add_evaluate(parser: Parser) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     """Carry out `peftlab evaluate`."""
     from peftlab.catalog import TASKS
-    from peftlab.preconditions import check_data_folder
+    from peftlab.commands.preconditions import check_data_folder
 
     num_samples, batch_size = count(args.num_samples, "num_samples"), count(args.batch_size, "batch_size")
     task = TASKS.check(args.task) if args.task else None
     check_data_folder(args.data_dir)
+    from peftlab.commands.printing import scores
     from peftlab.evaluation import evaluate_saved
-    from peftlab.printing import scores
 
     result = evaluate_saved(
         args.reference,
@@ -291,8 +291,8 @@ def _generate(args: argparse.Namespace) -> int:
     """Carry out `peftlab generate`."""
     max_new_tokens = count(args.max_new_tokens, "max_new_tokens")
     prompts = args.prompt or read_prompts(args.file)
+    from peftlab.commands.printing import side_by_side
     from peftlab.generation import answer
-    from peftlab.printing import side_by_side
 
     directory = _directory(args.output_dir)
     for given in answer(args.reference, prompts, max_new_tokens=max_new_tokens, directory=directory):
@@ -332,7 +332,7 @@ def _add_list(parser: Parser) -> None:
 @_no_collection()
 def _list(args: argparse.Namespace) -> int:
     """Carry out `peftlab list`."""
-    from peftlab.listing import describe_kinds, list_kind
+    from peftlab.commands.listing import describe_kinds, list_kind
 
     print(describe_kinds() if args.kind is None else list_kind(args.kind, markdown=args.markdown))
     return 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from peftlab.commands.presets import preset_names
 from peftlab.errors import UnknownNameError
 from peftlab.experiment_config import ExperimentConfig
-from peftlab.presets import preset_names
 
 
 class Presets(Mapping[str, Callable[[], ExperimentConfig]]):
@@ -47,7 +47,7 @@ class Presets(Mapping[str, Callable[[], ExperimentConfig]]):
 
 def _preset(name: str) -> ExperimentConfig:
     """A preset's experiment."""
-    from peftlab.sources import config_from
+    from peftlab.commands.sources import config_from
 
     return ExperimentConfig.from_run_config(config_from(preset=name))
 

@@ -234,7 +234,7 @@ class GradientNormLog:
         if missing:
             names = ", ".join(f"{PREFIX}.{name}" for name in missing)
             raise DataError(f"{place} has no {names}; a run writes the gradient norms when training ends")
-        return cls.from_json(read_files(place / PREFIX))
+        return _from_files(place / PREFIX)
 
     def to_json(self) -> dict[str, Any]:
         """The whole log as JSON-ready values, for checkpoints; NaN and infinities are strings."""
@@ -303,11 +303,20 @@ def load_gradient_log(path: str | Path) -> GradientNormLog:
             stem = place.with_name(place.name.removesuffix(f".{name}"))
             if not beside(stem, GROUP_FILE).exists():
                 raise DataError(f"there is no {beside(stem, GROUP_FILE)}; it holds the measured steps")
-            return GradientNormLog.from_json(read_files(stem))
+            return _from_files(stem)
     raise DataError(
         f"{place} holds no gradient norms; give a run folder or its {PREFIX}.{GROUP_FILE}"
         + ("" if place.exists() else " (there is no such folder or file)")
     )
+
+
+def _from_files(stem: Path) -> GradientNormLog:
+    """The log of the files that begin with a stem."""
+    record = read_files(stem)
+    try:
+        return GradientNormLog.from_json(record)
+    except RunError as error:
+        raise RunError(f"{beside(stem, GROUP_FILE)} or a file beside it: {error}") from error
 
 
 def _number(value: Any) -> float | None:

@@ -21,7 +21,7 @@ header{border-bottom:1px solid var(--line);padding-bottom:20px;margin-bottom:8px
 h1{font-size:26px;line-height:1.25;margin:0 0 4px;overflow-wrap:anywhere}
 h2{font-size:18px;margin:44px 0 12px;padding-top:4px}
 h3{font-size:15px;margin:22px 0 8px}
-p{margin:8px 0;max-width:76ch}
+p{margin:8px 0;max-width:76ch;overflow-wrap:anywhere}
 .muted,.absent,caption,figcaption{color:var(--muted)}
 .absent{border:1px dashed var(--line);border-radius:8px;padding:12px 16px;max-width:none}
 nav{margin-top:14px;font-size:13px;display:flex;flex-wrap:wrap;gap:4px 16px}

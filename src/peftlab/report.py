@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from peftlab.comparison import Comparison, compare_runs, evaluation_of, metrics_of, status_of
 from peftlab.errors import DataError
@@ -90,6 +89,8 @@ def _lead(run: RunFolder) -> str:
 
 def _comparison_sections(comparison: Comparison) -> list[Section]:
     """The parts of the page of several runs."""
+    from tempfile import TemporaryDirectory
+
     from peftlab.figures import plot_loss_comparison, plot_score_comparison
 
     pairs = list(zip(comparison.labels, comparison.runs, strict=True))

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,6 +213,8 @@ class RunFolder:
         Raises:
             OutputError: The disk is full or the file cannot be written.
         """
+        from datetime import UTC, datetime
+
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps(
             finite({"event": event, "time": now, **fields}), ensure_ascii=False, allow_nan=False

@@ -35,7 +35,7 @@ def scores(run: RunFolder) -> Section:
     head = "<tr><th>metric</th><th>before</th><th>after</th><th>change</th><th>on the whole scale</th><th>unit</th></tr>"
     body = "".join(_score_row(name, before.get(name), after.get(name)) for name in (after or before))
     note = (
-        f"On {evaluation['num_examples']:,} {evaluation['split']} examples; in brackets and as lines: 95 % bootstrap"
+        f"On {evaluation['num_examples']:,} {evaluation['split']} examples; in brackets and as bands: 95 % bootstrap"
         " interval over examples. Grey: before, coloured: after."
     )
     half = evaluation.get("after") or evaluation["before"]
@@ -60,7 +60,7 @@ def _score_row(name: str, before: Mapping[str, Any] | None, after: Mapping[str, 
     better = "higher is better" if score["higher_is_better"] else "lower is better"
     cells = [show_score(before), show_score(after), change]
     numbers = "".join(f'<td class="n" style="white-space:nowrap">{escape(cell)}</td>' for cell in cells)
-    unit = f'{escape(score["unit"])}, <span class="muted">{better}</span>'
+    unit = f'<span style="white-space:nowrap">{escape(score["unit"])}, <span class="muted">{better}</span></span>'
     return f"<tr><td>{escape(name)}</td>{numbers}<td>{_span(before, after)}</td><td>{unit}</td></tr>"
 
 

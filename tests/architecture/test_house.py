@@ -47,7 +47,14 @@ def test_file_says_what_it_is_in_its_first_line(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
 def test_nothing_pickles_runs_remote_code_or_hides_errors(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    for word in ("torch.load(", "torch.save(", "pickle", "trust_remote_code=True", "NotImplementedError", "TODO"):
+    for word in (
+        "torch.load(",
+        "torch.save(",
+        "pickle",
+        "trust_remote_code=True",
+        "NotImplementedError",
+        "TODO",
+    ):
         if word == "pickle" and path.name in {"checkpoint.py"}:
             continue  # says in words that there is none
         assert word not in text, word
@@ -68,11 +75,17 @@ def test_no_path_of_one_machine_is_written_down() -> None:
 
 def test_the_readme_shows_the_tree_as_it_is() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [path.stem for path in PACKAGE.glob("*.py") if path.stem not in readme and not path.stem.startswith("_")]
+    missing = [
+        path.stem
+        for path in PACKAGE.glob("*.py")
+        if path.stem not in readme and not path.stem.startswith("_")
+    ]
     assert not missing
 
 
 def test_importing_the_package_is_light() -> None:
-    code = "import sys, peftlab; print([m for m in ('torch', 'pydantic', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, peftlab; print([m for m in ('torch', 'pydantic', 'transformers') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -101,6 +101,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
 from transformers import TrainingArguments
 import peftlab
 experiment = peftlab.ExperimentConfig()
+experiment.lora.target_module_group = peftlab.TargetModuleGroup.BOTH
 model, tokenizer = peftlab.setup_model_with_lora(experiment.model, experiment.lora)
 peftlab.print_trainable_parameters(model)
 gradient_analysis_config = experiment.gradient_analysis

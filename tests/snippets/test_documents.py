@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import whole_runs
 from documents import COMMANDS, SNIPPETS
+
+import whole_runs
 
 HUB_NAME = "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
 DOCUMENT = Path(__file__).parents[3] / "shared" / "seeds" / "001_33c99bc911bf74a7.txt"
@@ -42,7 +43,13 @@ def test_snippet_runs(name: str, hub: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_runs(name: str, hub: Path, tmp_path: Path) -> None:
     data = whole_runs.write_e2e(tmp_path / "data")
-    text = COMMANDS[name].runnable().replace("\\\n", " ").replace("DATA", str(data)).replace("TINYLLAMA", HUB_NAME)
+    text = (
+        COMMANDS[name]
+        .runnable()
+        .replace("\\\n", " ")
+        .replace("DATA", str(data))
+        .replace("TINYLLAMA", HUB_NAME)
+    )
     words = shlex.split(text)
     assert words[:2] == ["peftlab", "run"]
     small = ["--eval_samples", "2", "--batch_size", "2", "--max_length", "160", "--warmup_steps", "1"]
@@ -61,12 +68,12 @@ def test_snippet_stands_in_the_document(name: str) -> None:
     if not DOCUMENT.exists():
         pytest.skip(f"needs {DOCUMENT}, which is not part of the repository")
     text = (SNIPPETS | COMMANDS)[name].text
-    document = "\n".join(line.rstrip() for line in DOCUMENT.read_text(encoding="utf-8", errors="replace").splitlines())
+    document = "\n".join(
+        line.rstrip() for line in DOCUMENT.read_text(encoding="utf-8", errors="replace").splitlines()
+    )
     assert "\n".join(line.rstrip() for line in text.splitlines()) in document
 
 
 def test_every_difference_has_a_reason() -> None:
     for snippet in [*SNIPPETS.values(), *COMMANDS.values()]:
         assert all(reason for _, _, reason in snippet.differences)
-
-

@@ -91,8 +91,8 @@ def test_verbs_are_those_of_the_issue() -> None:
 
 
 def test_help_shows_the_configs_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    from peftlab.flags import FLAGS
-    from peftlab.schema import config_keys
+    from peftlab.commands.flags import FLAGS
+    from peftlab.commands.schema import config_keys
 
     assert main(["run", "--help"]) == 0
     page = " ".join(capsys.readouterr().out.split())
@@ -122,7 +122,7 @@ def test_run_hands_the_config_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_resume(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from peftlab.sources import config_from
+    from peftlab.commands.sources import config_from
 
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from peftlab.commands.flags import Assignment
+from peftlab.commands.overlay import lay_over
+from peftlab.commands.presets import describe_preset, preset_names
+from peftlab.commands.schema import config_keys, json_schema
+from peftlab.commands.sources import config_from, read_assignment
 from peftlab.config import RunConfig, build_config
 from peftlab.errors import ConfigError
-from peftlab.flags import Assignment
-from peftlab.overlay import lay_over
-from peftlab.presets import describe_preset, preset_names
-from peftlab.schema import config_keys, json_schema
-from peftlab.sources import config_from, read_assignment
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peftlab.commands.sources import config_from
 from peftlab.errors import ConfigError, ScheduleError, UnknownNameError
 from peftlab.experiment_config import (
     ATTENTION_ONLY,
@@ -25,7 +26,6 @@ from peftlab.experiment_config import (
     config_to_dict,
 )
 from peftlab.experiment_presets import PRESETS
-from peftlab.sources import config_from
 
 
 def test_module_lists_as_documented() -> None:
@@ -188,7 +188,7 @@ def test_what_s1_cannot_say_is_refused() -> None:
         {"evaluation.before": False},
         {"method.targets": "attention"},
     ):
-        from peftlab.flags import Assignment
+        from peftlab.commands.flags import Assignment
 
         given = [Assignment(key, value, key) for key, value in values.items()]
         config = config_from(preset="e2e_mlp", assignments=given)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.commands.flags import FLAGS, Flag, read_flags, read_strategy, read_targets
+from peftlab.commands.listing import list_kind
+from peftlab.commands.parsing import given_flags
+from peftlab.commands.schema import config_keys
+from peftlab.commands.sources import config_from
 from peftlab.errors import ConfigError
-from peftlab.flags import FLAGS, Flag, read_flags, read_strategy, read_targets
-from peftlab.listing import list_kind
-from peftlab.parsing import given_flags
-from peftlab.schema import config_keys
-from peftlab.sources import config_from
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -85,7 +85,7 @@ def test_field_docs() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    from peftlab.schema import config_keys
+    from peftlab.commands.schema import config_keys
 
     assert [key.path for key in config_keys() if not key.text] == []
     assert set(field_docs(RunConfig)) <= set(RunConfig.model_fields)

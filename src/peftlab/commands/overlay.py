@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from peftlab.commands.flags import Assignment
 from peftlab.errors import ConfigError
-from peftlab.flags import Assignment
 
 DEFAULT_METHOD = "lora"
 """The method where none is named."""

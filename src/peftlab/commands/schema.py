@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from peftlab.catalog import METHODS, PROBES
+from peftlab.commands.overlay import DEFAULT_METHOD
 from peftlab.config import RunConfig
-from peftlab.overlay import DEFAULT_METHOD
 from peftlab.settings import field_docs
 
 

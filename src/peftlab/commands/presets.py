@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-PRESET_FOLDER = Path(__file__).parent / "assets" / "presets"
+PRESET_FOLDER = Path(__file__).parents[1] / "assets" / "presets"
 
 
 def preset_names() -> list[str]:

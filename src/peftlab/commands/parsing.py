@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from peftlab.commands.flags import FLAGS, Flag, read_int
 from peftlab.errors import ConfigError, InputError, did_you_mean
-from peftlab.flags import FLAGS, Flag, read_int
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,7 +64,7 @@ class RunParser(Parser):
 
     def format_help(self) -> str:
         """The help text, with each flag's default."""
-        from peftlab.schema import config_keys
+        from peftlab.commands.schema import config_keys
 
         defaults = {key.path: key.default for key in config_keys()}
         for action in self._actions:

@@ -76,7 +76,7 @@ def columns(rows: Sequence[Row], *, width: int | None = None) -> str:
 
 
 def _presets() -> str:
-    from peftlab.presets import describe_preset, preset_names
+    from peftlab.commands.presets import describe_preset, preset_names
 
     return columns([(name, describe_preset(name)) for name in preset_names()])
 
@@ -103,8 +103,8 @@ def _targets() -> str:
 
 
 def _flags() -> str:
-    from peftlab.flags import FLAGS, config_part
-    from peftlab.schema import config_keys
+    from peftlab.commands.flags import FLAGS, config_part
+    from peftlab.commands.schema import config_keys
 
     defaults = {key.path: key.default for key in config_keys()}
     rows: list[Row] = [("FLAG", "CONFIG KEY", "DEFAULT", "WHAT IT IS FOR")]
@@ -115,8 +115,8 @@ def _flags() -> str:
 
 
 def _flags_page() -> str:
-    from peftlab.flags import markdown_table
-    from peftlab.schema import config_keys
+    from peftlab.commands.flags import markdown_table
+    from peftlab.commands.schema import config_keys
 
     defaults = {key.path: _default(key.default) for key in config_keys()}
     return markdown_table(defaults.__getitem__).rstrip("\n")
@@ -128,7 +128,7 @@ def _default(text: str) -> str:
 
 
 def _config() -> str:
-    from peftlab.schema import config_keys
+    from peftlab.commands.schema import config_keys
 
     rows: list[Row] = [("KEY", "DEFAULT", "WHAT IT IS FOR [TYPE]")]
     rows += [(key.path, key.default, f"{key.text} [{key.kind}]") for key in config_keys()]
@@ -136,7 +136,7 @@ def _config() -> str:
 
 
 def _schema() -> str:
-    from peftlab.schema import json_schema
+    from peftlab.commands.schema import json_schema
 
     return json.dumps(json_schema(), indent=2, ensure_ascii=False)
 

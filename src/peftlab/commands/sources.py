@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftlab.commands.flags import FLAGS, Assignment
+from peftlab.commands.overlay import lay_over, method_name, nest, put, single_method
+from peftlab.commands.presets import PRESET_FOLDER, preset_names
+from peftlab.commands.schema import config_keys
 from peftlab.config import EMBEDDED_BASE, RunConfig, build_config, read_yaml
 from peftlab.errors import ConfigError, UnknownNameError
-from peftlab.flags import FLAGS, Assignment
-from peftlab.overlay import lay_over, method_name, nest, put, single_method
-from peftlab.presets import PRESET_FOLDER, preset_names
-from peftlab.schema import config_keys
 
 EMBEDDED_PRESET = "embedded"
 _EMBEDDED_TASK = "embedded"
