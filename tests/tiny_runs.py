@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,16 @@ class Watcher(TrainerCallback):
 
     def _keep(self, step: int) -> None:
         self.tensors[step] = {n: p.detach().clone() for n, p in self.attachment.parameters().items()}
+
+
+class Progress(RunCallback):
+    """The run's own callback, without its ear for signals: a test session that is told to end shall end."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
 
 @dataclass
@@ -181,7 +192,7 @@ def prepare(
         keep_checkpoints=keep,
         seed=SEED,
     )
-    callback = RunCallback(patience=patience, quiet=True)
+    callback = Progress(patience=patience, quiet=True)
     trainer = LabTrainer(parts, make_arguments(config, Path(folder), schedule), [callback, watcher])
     callback.watch(trainer)
     return Finished(trainer, attached, watcher, events)

@@ -284,7 +284,7 @@ class _Execution:
         self, attachment: Attachment, training: dict[str, Any], halves: dict[str, Any]
     ) -> None:
         """Write `results_summary.json`."""
-        proved = {event["phase"] for event in self.run.events() if event["event"] == "phase_proved"}
+        proved = {event["phase"] for event in self.run.timeline() if event["event"] == "phase_proved"}
         scores = {
             when: None if half is None else {name: score["value"] for name, score in half["metrics"].items()}
             for when, half in halves.items()

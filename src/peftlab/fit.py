@@ -66,9 +66,10 @@ class Fit:
         checkpoint, problems = last_good_checkpoint(run.checkpoints)
         for problem in problems:
             self.show(f"a checkpoint was left out: {problem}")
-        if checkpoint is not None and first:
-            step = int(checkpoint.name.rpartition("-")[2])
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        if first:
             run.drop_events_after(step)
+        if checkpoint is not None and first:
             run.append_event("resumed", step=step)
             self.show(f"going on after step {step}")
         wait_for_all()

@@ -22,6 +22,7 @@ SETUPS = {
     "reset": {"phases": RESET},
 }
 EVERY = {"save_steps": 1, "validation_steps": 3, "keep": STEPS}
+SELDOM = EVERY | {"save_steps": STEPS}
 
 
 def later(events, kind, step):
@@ -71,7 +72,7 @@ def wholes(tmp_path_factory):
 @pytest.mark.parametrize("setup", SETUPS)
 def test_a_run_that_goes_on_equals_one_that_was_not_cut(setup, step, wholes, tmp_path):
     whole, folder = wholes[setup]
-    resumed = run(tmp_path, resume=folder / f"checkpoint-{step}", **SETUPS[setup], **EVERY)
+    resumed = run(tmp_path, resume=folder / f"checkpoint-{step}", **SETUPS[setup], **SELDOM)
     assert_equal(resumed, whole, step)
     kind = "phase_started" if any(p.start_step == step for p in phases_of(whole)) else "phase_resumed"
     assert resumed.events[0][0] == kind
@@ -85,7 +86,7 @@ def phases_of(finished):
 def test_a_run_that_was_stopped_goes_on(step, wholes, tmp_path):
     """The same through a stop on request, in the run's own folder."""
     whole, _ = wholes["both-mlp-attn"]
-    setup = SETUPS["both-mlp-attn"] | EVERY | {"save_steps": STEPS}
+    setup = SETUPS["both-mlp-attn"] | SELDOM
     stopped = run(tmp_path, stop_after=step, **setup)
     assert stopped.trainer.state.global_step == step
     good, problems = last_good_checkpoint(tmp_path)
@@ -95,15 +96,15 @@ def test_a_run_that_was_stopped_goes_on(step, wholes, tmp_path):
 
 def test_cut_twice(wholes, tmp_path):
     whole, folder = wholes["reset"]
-    run(tmp_path, resume=folder / "checkpoint-3", stop_after=5, **SETUPS["reset"], **EVERY)
-    twice = run(tmp_path / "b", resume=tmp_path / "checkpoint-5", **SETUPS["reset"], **EVERY)
+    run(tmp_path, resume=folder / "checkpoint-3", stop_after=5, **SETUPS["reset"], **SELDOM)
+    twice = run(tmp_path / "b", resume=tmp_path / "checkpoint-5", **SETUPS["reset"], **SELDOM)
     assert_equal(twice, whole, 5)
 
 
 def test_the_callers_random_state_has_no_say(wholes, tmp_path):
     whole, folder = wholes["early-late"]
     torch.manual_seed(987)
-    resumed = run(tmp_path, resume=folder / "checkpoint-7", **SETUPS["early-late"], **EVERY)
+    resumed = run(tmp_path, resume=folder / "checkpoint-7", **SETUPS["early-late"], **SELDOM)
     assert same(resumed.tensors, whole.tensors)
 
 
@@ -113,14 +114,14 @@ def test_the_callers_random_state_has_no_say(wholes, tmp_path):
 def test_companion_dropout_that_is_not_keyed_by_step(wholes, tmp_path, monkeypatch):
     whole, folder = wholes["both-mlp-attn"]
     monkeypatch.setattr("peftlab.trainer.seed_for", lambda seed, *key: seed + len(key))
-    resumed = run(tmp_path, resume=folder / "checkpoint-5", **SETUPS["both-mlp-attn"], **EVERY)
+    resumed = run(tmp_path, resume=folder / "checkpoint-5", **SETUPS["both-mlp-attn"], **SELDOM)
     assert not same(resumed.tensors, whole.tensors)
 
 
 def test_companion_lost_moments(wholes, tmp_path, monkeypatch):
     whole, folder = wholes["both-mlp-attn"]
     monkeypatch.setattr("peftlab.trainer.load_optimizer", lambda *_: None)
-    resumed = run(tmp_path, resume=folder / "checkpoint-5", **SETUPS["both-mlp-attn"], **EVERY)
+    resumed = run(tmp_path, resume=folder / "checkpoint-5", **SETUPS["both-mlp-attn"], **SELDOM)
     assert not same(resumed.tensors, whole.tensors)
 
 
@@ -128,21 +129,21 @@ def test_companion_a_learning_rate_one_step_off(wholes, tmp_path, monkeypatch):
     whole, folder = wholes["both-mlp-attn"]
     right = LabTrainer._rates
     monkeypatch.setattr(LabTrainer, "_rates", lambda self, step: right(self, step + 1))
-    resumed = run(tmp_path, resume=folder / "checkpoint-10", **SETUPS["both-mlp-attn"], **EVERY)
+    resumed = run(tmp_path, resume=folder / "checkpoint-10", **SETUPS["both-mlp-attn"], **SELDOM)
     assert not same(resumed.tensors, whole.tensors)
 
 
 def test_companion_an_order_that_begins_again(wholes, tmp_path, monkeypatch):
     whole, folder = wholes["both-mlp-attn"]
     monkeypatch.setattr("peftlab.batches.EpochOrder.set_epoch", lambda self, epoch: None)
-    resumed = run(tmp_path, resume=folder / "checkpoint-8", **SETUPS["both-mlp-attn"], **EVERY)
+    resumed = run(tmp_path, resume=folder / "checkpoint-8", **SETUPS["both-mlp-attn"], **SELDOM)
     assert not same(resumed.tensors, whole.tensors)
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(wholes, tmp_path):
     _, folder = wholes["both-mlp-attn"]
     with pytest.raises(CheckpointError, match="the saved adapter does not fit: missing"):
-        run(tmp_path, resume=folder / "checkpoint-5", targets="all", **EVERY)
+        run(tmp_path, resume=folder / "checkpoint-5", targets="all", **SELDOM)
 
 
 def test_a_checkpoint_without_an_adapter_is_refused(wholes, tmp_path):
@@ -150,5 +151,5 @@ def test_a_checkpoint_without_an_adapter_is_refused(wholes, tmp_path):
     shutil.copytree(folder / "checkpoint-5", tmp_path / "checkpoint-5")
     (tmp_path / "checkpoint-5" / "adapter.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"holds no adapter\.safetensors"):
-        run(tmp_path / "again", resume=tmp_path / "checkpoint-5", **EVERY)
+        run(tmp_path / "again", resume=tmp_path / "checkpoint-5", **SELDOM)
     assert (tmp_path / "checkpoint-5" / STATE_FILE).exists()

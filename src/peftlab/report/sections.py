@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.comparison import evaluation_of, metrics_of
-from peftlab.page import Section, absent, picture, scrolling, tiles
+from peftlab.report.page import Section, absent, picture, scrolling, tiles
 from peftlab.run import RunFolder
 from peftlab.tables import (
     preflight_rows,

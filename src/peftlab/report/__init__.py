@@ -9,9 +9,9 @@ from pathlib import Path
 from peftlab.comparison import Comparison, compare_runs, evaluation_of, metrics_of, status_of
 from peftlab.errors import DataError
 from peftlab.files import write_text
-from peftlab.page import Section, picture, render_page, scrolling
+from peftlab.report.page import Section, picture, render_page, scrolling
+from peftlab.report.sections import SECTIONS
 from peftlab.run import RunFolder
-from peftlab.sections import SECTIONS
 from peftlab.tables import render_html
 
 COMPARISON = "comparison.html"
