@@ -275,6 +275,7 @@ class _Execution:
             task=config.task.name,
             head=source.head,
             labels=self.resolved.splits.labels,
+            seed=config.training.seed,
             versions=self.run.environment["versions"],
             scores=scores,
         )

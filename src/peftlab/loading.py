@@ -133,7 +133,10 @@ def load_model(source: ModelSource, settings: ModelSettings, *, seed: int = 42) 
     model.to(device).eval()
     _check_generation(model, source)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.23
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model  # type: ignore[no-any-return]
 
 

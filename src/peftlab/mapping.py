@@ -207,7 +207,9 @@ def _outer_sites(model: nn.Module, inside: tuple[str, ...]) -> list[Site]:
         if inner is embedding:
             sites.append(Site(path, "embedding", "embed"))
         elif isinstance(inner, nn.Embedding):
-            sites.append(Site(path, "embedding.position", "embed"))
+            sites.append(
+                Site(path, "embedding.other", "embed")
+            )  # positions, token types, a second stack's tokens
         elif inner is head or (head is None and _is_classifier(model, inner)):
             sites.append(Site(path, "head", "lm_head", "", None, *widths, linear=_is_linear(module)))
         elif _is_norm(module):

@@ -43,6 +43,7 @@ class BundleFacts:
         task: The task's name.
         head: What the model ends in.
         labels: Class names, empty for tasks that generate text.
+        seed: The run's seed, from which parts of a classifier that the base lacks were made.
         versions: Package versions.
         scores: Metric to value, after training.
     """
@@ -55,6 +56,7 @@ class BundleFacts:
     task: str
     head: Head
     labels: tuple[str, ...]
+    seed: int
     versions: Mapping[str, str]
     scores: Mapping[str, float]
 
@@ -99,6 +101,7 @@ def save_bundle(attachment: Attachment, tokenizer: Any, facts: BundleFacts, path
             "settings": facts.adapter.settings,
             "head": facts.head,
             "labels": list(facts.labels),
+            "seed": facts.seed,
             "base": {"name": facts.base, "tensors_sha256": facts.base_hash or None},
             "tokenizer_sha256": facts.tokenizer_hash,
             "template": {"text": facts.prompt, "sha256": hash_text(facts.prompt)},
@@ -219,7 +222,8 @@ def load(
     settings = ModelSettings(name=base or manifest["base"]["name"], device=device, dtype=dtype)
     source = find_model(settings, num_labels=len(manifest["labels"]) or None)
     check_belongs(manifest, source, folder)
-    return attach_saved(load_model(source, settings), folder).model, source.tokenizer
+    model = load_model(source, settings, seed=manifest["seed"])
+    return attach_saved(model, folder).model, source.tokenizer
 
 
 def check_belongs(manifest: Mapping[str, Any], source: Any, path: Path) -> None:
@@ -360,7 +364,7 @@ def _open(config: RunConfig, bundle: Path | None, *, with_data: bool = False) ->
     source = find_model(config.model, num_labels=len(labels) or None)
     if manifest is not None and bundle is not None:
         check_belongs(manifest, source, bundle)
-    model = load_model(source, config.model)
+    model = load_model(source, config.model, seed=config.training.seed)
     attachment = None if bundle is None else attach_saved(model, bundle)
     live = model if attachment is None else attachment.model
     return Opened(config, task, splits, live, source.tokenizer, source.head, attachment)

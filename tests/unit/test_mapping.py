@@ -50,7 +50,7 @@ MODULES = {  # one module of every architecture that a substring would misplace
     "gpt2": {
         "transformer.h.0.attn.c_proj": "attention.output",
         "transformer.h.0.mlp.c_proj": "mlp.down",
-        "transformer.wpe": "embedding.position",
+        "transformer.wpe": "embedding.other",
     },
     "t5": {
         "decoder.block.1.layer.1.EncDecAttention.v": "cross_attention.value",

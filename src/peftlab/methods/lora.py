@@ -65,12 +65,14 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
     aliases = _sharing_modules(model, saved[0]) if saved and family.tied else []
     # peft ties an embedding and its head; where more modules share the weight (T5), PeftAttachment does it.
     by_peft = len(aliases) == 1
+    if head == "classification":
+        saved += _new_modules(model)
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=target_names(family, selection),
-        modules_to_save=[*saved, *aliases] or None,
+        modules_to_save=list(dict.fromkeys([*saved, *aliases])) or None,
         ensure_weight_tying=by_peft,
         task_type=TASK_TYPES[head],
         fan_in_fan_out=any(type(model.get_submodule(s.path)).__name__ == "Conv1D" for s in selection.adapted),
@@ -85,6 +87,13 @@ def _sharing_modules(model: nn.Module, path: str) -> list[str]:
     weight = model.get_submodule(path).weight
     modules = model.named_modules(remove_duplicate=False)
     return [name for name, module in modules if name != path and getattr(module, "weight", None) is weight]
+
+
+def _new_modules(model: nn.Module) -> list[str]:
+    """What a classification model has beside its pretrained trunk (DistilBERT: two layers); peft knows one of them."""
+    trunk = getattr(model, "base_model_prefix", "")
+    parts = model.named_children()
+    return [name for name, part in parts if name != trunk and any(True for _ in part.parameters())]
 
 
 def target_names(family: FamilyMap, selection: Selection) -> list[str]:

@@ -223,8 +223,13 @@ def gradients(run: RunFolder) -> Section | None:
 
 
 def _draw(run: RunFolder, name: str, plot: Callable[..., Path]) -> str:
-    """Draw a chart into the run's plots and into the page."""
-    return picture(plot(run, run.plots / f"{name}.png"), name.replace("_", " "))
+    """A chart of the run's plots in the page; drawn only where it is older than what it shows."""
+    path = run.plots / f"{name}.png"
+    sources = [*run.path.glob("gradient_analysis.*"), run.path / RunFolder.EVENTS]
+    newest = max(p.stat().st_mtime_ns for p in sources if p.exists())
+    if not path.exists() or path.stat().st_mtime_ns < newest:
+        plot(run, path)
+    return picture(path, name.replace("_", " "))
 
 
 def examples(run: RunFolder) -> Section | None:
