@@ -18,6 +18,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from tiny_base_words import DOMAINS, NATION, PART, STARS, novel, person, syllable_word
 
@@ -84,54 +85,73 @@ def _say(way: str, value: str) -> str:
     return _article(way.replace("{v}", value))
 
 
-def _record(rng: random.Random) -> tuple[str, str, str, Record, list[tuple[list[str], list[str]]]]:
+class Fact(NamedTuple):
+    """The ways to say one key: as a verb phrase, after a noun, before a noun."""
+
+    verbs: list[str]
+    after: list[str]
+    before: list[str]
+
+
+def _value(rng: random.Random, value: str) -> str:
+    """The value, or in one of five cases a new word for one that is a word: what cannot be known must be copied."""
+    if value in ("yes", "no") or not value.isalpha() or rng.random() < 0.8:
+        return value
+    word = syllable_word(rng)
+    return word if value[0].isupper() else word.lower()
+
+
+def _record(rng: random.Random) -> tuple[str, str, str, Record, list[Fact]]:
     """Draw a record.
 
     Args:
         rng: Draws.
 
     Returns:
-        Subject, noun, pronoun, the record in random order, and for each fact its verb phrases and its phrases for
-        after a noun.
+        Subject, noun, pronoun, the record in random order, and its facts.
     """
     nouns, pronoun, label, keys = DOMAINS[rng.choice(list(DOMAINS))]
     subject = person(rng) if label == "name" else novel(rng)
     noun = rng.choice(nouns.split(", "))
-    record, facts = [(label, subject)], []
+    record: Record = [(label, subject)]
+    facts: list[Fact] = []
     if rng.random() < 0.7:
+        noun = _value(rng, noun)
         record.append((rng.choice(["type", "kind", "sort"]), noun))
     for key, draw, ways in rng.sample(keys, rng.randint(1, len(keys))):
-        value = draw(rng)
+        value = _value(rng, draw(rng))
         record.append((key, value))
-        verbs = [_say(w, value) for w in ways if not w.startswith("+")]
-        facts.append((verbs, [_say(w[1:], value) for w in ways if w.startswith("+")]))
+        verbs = [_say(w, value) for w in ways if w[0] not in "+^"]
+        after, before = ([_say(w[1:], value) for w in ways if w[0] == mark] for mark in "+^")
+        facts.append(Fact(verbs, after, before))
     if rng.random() < 0.5:
         rng.shuffle(record)
     rng.shuffle(facts)
     return subject, noun, pronoun, record, facts
 
 
-def _rest(rng: random.Random, pronoun: str, facts: list[tuple[list[str], list[str]]]) -> str:
+def _rest(rng: random.Random, pronoun: str, facts: list[Fact]) -> str:
     """Sentences with a pronoun for subject that say all facts."""
     sentences = []
     facts = list(facts)
     while facts:
-        taken = [rng.choice(facts.pop(0)[0]) for _ in range(min(len(facts), rng.randint(1, 3)))]
+        taken = [rng.choice(facts.pop(0).verbs) for _ in range(min(len(facts), rng.randint(1, 3)))]
         sentences.append(f"{_upper(pronoun)} {_join(taken)}.")
     return " ".join(sentences)
 
 
-def _text(
-    rng: random.Random, subject: str, noun: str, pronoun: str, facts: list[tuple[list[str], list[str]]]
-) -> str:
+def _text(rng: random.Random, subject: str, noun: str, pronoun: str, facts: list[Fact]) -> str:
     """One text that says all facts, in one of twelve shapes."""
     facts = list(facts)
     after = ""
-    for fact in [f for f in facts if f[1]][: rng.randint(0, 2)]:
+    for fact in [f for f in facts if f.before][: rng.randint(0, 2)]:
         facts.remove(fact)
-        after += " " + rng.choice(fact[1])
-    verb = rng.choice(facts.pop(0)[0]) if facts else f"is {{a}} {noun}"
-    front = next((f for f in facts if f[1]), None)
+        noun = f"{rng.choice(fact.before)} {noun}"
+    for fact in [f for f in facts if f.after][: rng.randint(0, 2)]:
+        facts.remove(fact)
+        after += " " + rng.choice(fact.after)
+    verb = rng.choice(facts.pop(0).verbs) if facts else f"is {{a}} {noun}"
+    front = next((f for f in facts if f.after), None)
     shapes = [
         f"{subject} is {{a}} {noun}{after}. {_upper(pronoun)} {verb}.",
         f"{subject} is {{a}} {noun}{after} that {verb}.",
@@ -147,7 +167,7 @@ def _text(
         f"One {noun}{after} is {subject}, which {verb}.",
     ]
     if front:
-        phrase = rng.choice(front[1])
+        phrase = rng.choice(front.after)
         shaped = [
             f"{_upper(phrase)}, {subject} is {{a}} {noun}{after} and {verb}.",
             f"{_upper(phrase)}, there is {subject}, {{a}} {noun}{after}. {_upper(pronoun)} {verb}.",

@@ -123,7 +123,8 @@ PART = words(
 )
 
 # Each key: (key, drawer, ways to say it after the subject). "{v}" is the value; "{a}" writes "a" or "an" for it.
-# A yes/no key has pairs "yes way|no way". Ways that start with "+" come after a noun ("a book [about ...]").
+# A yes/no key has pairs "yes way|no way". Ways that start with "+" come after a noun ("a book [about war]"),
+# ways that start with "^" before it ("a [red] book").
 Key = tuple[str, Draw, list[str]]
 DOMAINS: dict[str, tuple[str, str, str, list[Key]]] = {}
 
@@ -138,7 +139,7 @@ _domain(
     "this person", "name",
     ("age", number(18, 90), "is {v} years old / +who is {v}"),
     ("home town", novel, "lives in {v} / comes from {v} / +from {v}"),
-    ("nationality", NATION, "is {v} / has {a} {v} passport"),
+    ("nationality", NATION, "is {v} / has {a} {v} passport / ^{v}"),
     ("employer", novel, "works for {v} / +working for {v}"),
     ("hobby", words("chess, sailing, painting, running, reading, skating, singing, hiking"),
      "enjoys {v} / likes {v}"),
@@ -163,8 +164,8 @@ _domain(
     ("sky", words("sunny, cloudy, rainy, foggy, stormy, windy, snowy, clear"), "will be {v} / is {v} today"),
     ("temperature", number(-9, 38, "{} degrees"), "has a temperature of {v} / +with a temperature of {v}"),
     ("wind", LEVEL, "has {a} {v} wind / expects {a} {v} wind / +with {a} {v} wind"),
-    ("region", PART, "lies in the {v} area / is in the {v} area / +in the {v} area"),
-    ("close to", novel, "is near {v} / lies close to {v} / +near {v}"),
+    ("region", PART, "lies in the {v} part / is in the {v} part / +in the {v} part"),
+    ("close to", novel, "is beside {v} / lies next to {v} / +beside {v}"),
     ("rain", number(0, 95, "{} percent"), "has a {v} chance of rain / +with a {v} chance of rain"),
 )  # fmt: skip
 _domain(
@@ -182,13 +183,13 @@ _domain(
     "products", "lamp, chair, phone, camera, jacket, clock, bag, radio, printer, bicycle", "it", "product",
     ("maker", novel, "is made by {v} / comes from {v} / +made by {v}"),
     ("colour", words("red, blue, green, black, white, grey, yellow, brown, orange"),
-     "is {v} / comes in {v} / +in {v}"),
+     "is {v} / comes in {v} / +in {v} / ^{v}"),
     ("cost range", money, "costs {v} / has a cost of {v} / +for {v}"),
     ("buyerRating", STARS,
      "has a buyer rating of {v} / is rated {v} by buyers / +with a buyer rating of {v}"),
     ("quality", LEVEL, "is of {v} quality / has {a} {v} quality / +of {v} quality"),
-    ("waterproof", YES_NO, "is waterproof|is not waterproof"),
-    ("origin", NATION, "is {a} {v} product / is of {v} origin / +of {v} origin"),
+    ("waterproof", YES_NO, "is waterproof|is not waterproof / ^waterproof|leaky"),
+    ("origin", NATION, "is {a} {v} product / is of {v} origin / +of {v} origin / ^{v}"),
 )  # fmt: skip
 _domain(
     "trains", "train, express, night train, service", "it", "train",
@@ -197,7 +198,7 @@ _domain(
     ("platform", number(1, 24), "leaves from platform {v} / +on platform {v}"),
     ("departs", number(1, 23, "{}:15"), "departs at {v} / leaves at {v} / +at {v}"),
     ("fare", money, "has a fare of {v} / costs {v} / +with a fare of {v}"),
-    ("direct", YES_NO, "is direct|is not direct"),
+    ("direct", YES_NO, "is direct|is not direct / ^direct|indirect"),
     ("speed", LEVEL, "has {a} {v} speed / runs at {a} {v} speed / +with {a} {v} speed"),
 )  # fmt: skip
 _domain(
@@ -205,8 +206,8 @@ _domain(
     ("owner", person, "belongs to {v} / is owned by {v} / +owned by {v}"),
     ("weight", number(2, 400, "{} kilos"), "weighs {v} / has a weight of {v} / +of {v}"),
     ("coat", words("brown, black, white, grey, golden, spotted"),
-     "has a {v} coat / is {v} / +with a {v} coat"),
-    ("friendly", YES_NO, "is friendly|is not friendly / likes people|does not like people"),
+     "has {a} {v} coat / is {v} / +with {a} {v} coat / ^{v}"),
+    ("friendly", YES_NO, "is friendly|is not friendly / likes people|does not like people / ^friendly|unfriendly"),
     ("lives at", novel, "lives at {v} / is kept at {v} / +at {v}"),
     ("breed", NATION, "is of {a} {v} breed / +of {a} {v} breed"),
 )  # fmt: skip
@@ -216,7 +217,7 @@ _domain(
     ("year", number(1930, 2024), "came out in {v} / was released in {v} / +from {v}"),
     ("star", person, "stars {v} / features {v} / +starring {v}"),
     ("critic rating", STARS, "has a critic rating of {v} / is rated {v} by critics / +rated {v} by critics"),
-    ("language", LANGUAGE, "is {a} {v} production / was made in {v} / +in {v}"),
+    ("language", LANGUAGE, "is {a} {v} production / was made in {v} / +in {v} / ^{v}"),
     ("family film", YES_NO,
      "is for families|is not for families / welcomes all ages|does not welcome all ages"),
     ("budget", LEVEL, "had {a} {v} budget / has {a} {v} budget / +with {a} {v} budget"),
@@ -225,13 +226,13 @@ _domain(
     "buildings", "museum, library, theatre, school, bank, hospital, station, church, gallery",
     "it", "building",
     ("quarter", PART,
-     "stands in the {v} area / is located in the {v} area / is in the {v} / +in the {v} area"),
-    ("near", novel, "is near {v} / is close to {v} / can be found near {v} / +near {v} / +located near {v}"),
+     "stands in the {v} quarter / is located in the {v} quarter / +on the {v} side"),
+    ("near", novel, "is beside {v} / stands by {v} / can be found next to {v} / +by {v} / +located next to {v}"),
     ("architect", person, "was designed by {v} / +designed by {v}"),
     ("ticket", money, "has tickets for {v} / charges {v} / +with tickets for {v}"),
     ("visitor score", STARS,
      "has a visitor score of {v} / is rated {v} by visitors / +with a visitor score of {v}"),
-    ("style", NATION, "is built in the {v} style / offers {v} art / +in the {v} style / +offering {v} art"),
+    ("style", NATION, "is built in the {v} style / offers {v} art / +in the {v} style / +offering {v} art / ^{v}"),
     ("child friendly", YES_NO,
      "is child-friendly|is not child-friendly / welcomes children|does not welcome children"),
 )  # fmt: skip
@@ -240,16 +241,16 @@ _domain(
     ("captain", person, "is commanded by {v} / sails under {v} / +commanded by {v}"),
     ("length", number(8, 320, "{} metres"), "is {v} long / has a length of {v} / +of {v}"),
     ("port", novel, "sails from {v} / is registered in {v} / +registered in {v}"),
-    ("flag", NATION, "flies {a} {v} flag / +under {a} {v} flag"),
-    ("seaworthy", YES_NO, "is seaworthy|is not seaworthy"),
+    ("flag", NATION, "flies {a} {v} flag / +under {a} {v} flag / ^{v}"),
+    ("seaworthy", YES_NO, "is seaworthy|is not seaworthy / ^seaworthy|unseaworthy"),
     ("value", LEVEL, "has {a} {v} value / is of {v} value / +with {a} {v} value"),
 )  # fmt: skip
 _domain(
     "courses", "course, class, workshop, seminar, lecture", "it", "course",
     ("taught by", person, "is taught by {v} / is given by {v} / +taught by {v}"),
     ("topic", words("maths, drawing, biology, dance, law, music, physics, gardening"),
-     "covers {v} / teaches {v} / +on {v}"),
-    ("venue", novel, "takes place at {v} / is held near {v} / +at {v}"),
+     "covers {v} / teaches {v} / +on {v} / ^{v}"),
+    ("venue", novel, "takes place at {v} / is held beside {v} / +at {v}"),
     ("fee", money, "has a fee of {v} / costs {v} / +with a fee of {v}"),
     ("student rating", STARS,
      "has a student rating of {v} / is rated {v} by students / +with a student rating of {v}"),
@@ -260,11 +261,11 @@ _domain(
     "music", "band, choir, orchestra, group, duo", "it", "group",
     ("style", words("jazz, rock, folk, pop, blues, classical"),
      "plays {v} music / offers {v} music / +playing {v} music"),
-    ("tradition", NATION, "performs {v} songs / sings {v} songs / +with {v} songs"),
+    ("tradition", NATION, "performs {v} songs / sings {v} songs / +with {v} songs / ^{v}"),
     ("singer", person, "is fronted by {v} / features {v} / +featuring {v}"),
     ("ticket range", money, "charges {v} / has tickets for {v} / +with tickets for {v}"),
     ("popularity", LEVEL, "has {a} {v} popularity / enjoys {a} {v} popularity / +with {a} {v} popularity"),
-    ("plays at", novel, "plays at {v} / performs near {v} / +near {v}"),
+    ("plays at", novel, "plays at {v} / performs beside {v} / +at {v}"),
     ("listener score", STARS,
      "is rated {v} by listeners / has a listener score of {v} / +rated {v} by listeners"),
 )  # fmt: skip

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -64,6 +66,8 @@ class Catalog:
         """
         canonical = name if "." in name else name.replace("-", "_")
         if "." in canonical:
+            if os.getcwd() not in sys.path:  # a user's own module lies where the command was given
+                sys.path.insert(0, os.getcwd())
             try:
                 found = importlib.util.find_spec(canonical)
             except ModuleNotFoundError:

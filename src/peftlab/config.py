@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -254,9 +255,11 @@ class RunConfig(Settings):
     def run_name(self) -> str:
         """The run folder's name, made from the final config: `{name}-{fingerprint}`."""
         adapter = self.adapters[0]
-        parts = [self.task.name.rpartition(".")[2], adapter.method, str(adapter.settings.get("targets", ""))]
+        targets = adapter.settings.get("targets", "")
+        targets = targets if isinstance(targets, str) else "+".join(targets)
+        parts = [self.task.name.rpartition(".")[2], adapter.method, targets]
         parts.append((self.schedule.strategy or "").replace("->", "-"))
-        stem = self.output.name or "-".join(p for p in parts if p and "/" not in p and len(p) < 40)
+        stem = self.output.name or re.sub(r"[^\w+.-]+", "-", "-".join(p for p in parts if p))[:80]
         return f"{stem}-{self.fingerprint()}"
 
     def to_yaml(self) -> str:

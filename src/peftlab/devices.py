@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -92,10 +91,15 @@ def peak_memory() -> dict[str, int | None]:
     """Peak memory of this process so far.
 
     Returns:
-        "host": peak resident bytes; "device": peak allocated bytes of the CUDA device, None without one.
+        "host": peak resident bytes, None where the system does not tell; "device": peak allocated bytes of the CUDA
+        device, None without one.
     """
-    unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    host = None
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"host": host, "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None}
 
 

@@ -73,7 +73,7 @@ class FinetunedRun:
     def generate(
         self, prompts: str | Sequence[str], *, adapter: bool = True, max_new_tokens: int | None = None
     ) -> list[str]:
-        """Greedy answers.
+        """Greedy answers, or class names from a classifier.
 
         Args:
             prompts: Source texts, before the task's prompt template.
@@ -83,23 +83,11 @@ class FinetunedRun:
         Returns:
             One answer for each prompt.
         """
-        from peftlab.batches import RowBuilder
-        from peftlab.generation import generate, max_prompt_tokens
+        from peftlab.generation import respond
 
-        opened, texts = self._opened, [prompts] if isinstance(prompts, str) else list(prompts)
-        limit = max_new_tokens or opened.config.evaluation.max_new_tokens
-        length = opened.config.task.max_length
-        builder = RowBuilder(opened.tokenizer, prompt=opened.prompt, head=opened.head, max_length=length)
-        room = length if opened.head == "seq2seq" else max_prompt_tokens(opened.model, limit)
-        with opened.adapter(on=adapter):
-            return generate(
-                opened.model,
-                opened.tokenizer,
-                [builder.prompt_ids(text, room=room) for text in texts],
-                head=opened.head,
-                max_new_tokens=limit,
-                batch_size=opened.config.evaluation.batch_size,
-            )
+        with self._opened.adapter(on=adapter):
+            texts = [prompts] if isinstance(prompts, str) else list(prompts)
+            return respond(self._opened, texts, max_new_tokens=max_new_tokens)
 
     def __repr__(self) -> str:
         return f"FinetunedRun({str(self.path)!r}, scores={self.scores})"

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from peftlab.batches import RowBuilder
 from peftlab.method import Head
+
+if TYPE_CHECKING:
+    from peftlab.store import Opened
 
 
 def generate(
@@ -175,29 +178,44 @@ def answer(
     from peftlab.store import open_run
 
     opened = open_run(reference, directory=directory)
-    limit = max_new_tokens or opened.config.evaluation.max_new_tokens
-    builder = RowBuilder(
-        opened.tokenizer, prompt=opened.prompt, head=opened.head, max_length=opened.config.task.max_length
-    )
-    room = (
-        opened.config.task.max_length if opened.head == "seq2seq" else max_prompt_tokens(opened.model, limit)
-    )
-    rows = [builder.prompt_ids(prompt, room=room) for prompt in prompts]
     answers = {}
     for state in ("on", "off"):
         with opened.adapter(on=state == "on"):
-            answers[state] = generate(
-                opened.model,
-                opened.tokenizer,
-                rows,
-                head=opened.head,
-                max_new_tokens=limit,
-                batch_size=opened.config.evaluation.batch_size,
-            )
+            answers[state] = respond(opened, prompts, max_new_tokens=max_new_tokens)
     return [
         {"prompt": prompt, "adapter_on": on, "adapter_off": off}
         for prompt, on, off in zip(prompts, answers["on"], answers["off"], strict=True)
     ]
+
+
+def respond(opened: Opened, prompts: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]:
+    """Answers of an opened run as it stands: text, or the names of classes.
+
+    Args:
+        opened: From `store.open_run`.
+        prompts: Source texts, before the task's prompt template.
+        max_new_tokens: Longest answer; the run's own setting where None.
+
+    Returns:
+        One answer for each prompt.
+    """
+    settings, length = opened.config.evaluation, opened.config.task.max_length
+    limit = max_new_tokens or settings.max_new_tokens
+    builder = RowBuilder(opened.tokenizer, prompt=opened.prompt, head=opened.head, max_length=length)
+    room = max_prompt_tokens(opened.model, limit) if opened.head == "causal" else length
+    rows = [builder.prompt_ids(prompt, room=room) for prompt in prompts]
+    if opened.head == "classification":
+        pad = opened.tokenizer.pad_token_id
+        classes = classify(opened.model, rows, pad_id=pad, batch_size=settings.batch_size)
+        return [opened.labels[int(index)] for index in classes]
+    return generate(
+        opened.model,
+        opened.tokenizer,
+        rows,
+        head=opened.head,
+        max_new_tokens=limit,
+        batch_size=settings.batch_size,
+    )
 
 
 def max_prompt_tokens(model: Any, max_new_tokens: int) -> int:

@@ -8,6 +8,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -74,8 +75,20 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._bar.update(1)
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
-        if self.stopped_by is not None:
+        if self._stop_wanted(args):
             control.should_save = control.should_training_stop = True
+
+    def _stop_wanted(self, args: TrainingArguments) -> bool:
+        """Whether any process was asked to stop; all answer alike, so that none waits for one that has left."""
+        wanted = self.stopped_by is not None
+        if args.world_size == 1 or self.trainer is None:
+            return wanted
+        count = self.trainer.accelerator.reduce(
+            torch.tensor(int(wanted), device=args.device), reduction="sum"
+        )
+        if int(count) and self.stopped_by is None:
+            self.stopped_by = "a signal to another process"
+        return bool(int(count))
 
     def on_log(
         self,

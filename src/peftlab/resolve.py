@@ -7,7 +7,7 @@ counts are those of the run itself.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from typing import Any
 
 from peftlab.batches import EpochOrder, Row, RowBuilder, RowCount
 from peftlab.catalog import METHODS, TASKS
+from peftlab.commands.preconditions import check_places
 from peftlab.config import RunConfig
 from peftlab.devices import num_processes
 from peftlab.errors import ConfigError, DataError, OutputError
@@ -69,35 +70,23 @@ def resolve(config: RunConfig) -> Resolved:
     Raises:
         InputError: Data, model, targets, phases or output do not fit; says what and what to do.
     """
-    task = TASKS.load(config.task.name)
-    splits: Splits = task.load(config.task.data_dir, seed=config.training.seed)
+    check_places(config)
+    _check_trackers(config.training.trackers)
+    task = _load_task(config.task.name)
+    seed = config.training.seed
+    splits: Splits = task.load(config.task.data_dir, seed=seed)
     source = find_model(config.model, num_labels=len(splits.labels) or None)
     builder = RowBuilder(
         source.tokenizer, prompt=task.PROMPT, head=source.head, max_length=config.task.max_length
     )
-    seed = config.training.seed
-    train, train_count = builder.build(
-        _chosen(splits.train, config.task.num_samples, seed), limit=config.task.num_samples
-    )
-    limit = config.training.validation_rows
+    wanted, limit = config.task.num_samples, config.training.validation_rows
+    train, train_count = builder.build(_chosen(splits.train, wanted, seed), limit=wanted)
     validation, validation_count = builder.build(_chosen(splits.validation, limit, seed), limit=limit)
-    for name, rows, count in (("train", train, train_count), ("validation", validation, validation_count)):
-        if not rows:
-            why = "; ".join(f"{reason}: {n}" for reason, n in count.dropped.items()) or "the split is empty"
-            raise DataError(
-                f"no {name} row is left to train on ({why}); raise task.max_length or check the data"
-            )
+    _check_rows({"train": train_count, "validation": validation_count})
+    test = _chosen(splits.test, config.evaluation.num_samples, seed)[: config.evaluation.num_samples]
     schedule = config.make_schedule()
-    _check_trackers(config.training.trackers)
-    order = EpochOrder(
-        len(train),
-        rows_per_step=config.training.batch_size * config.training.accumulation_steps * num_processes(),
-        batch_size=config.training.batch_size,
-        seed=seed,
-    )
     structure = _structure(config, source, schedule)
     _check_space(config.output.directory, structure["trainable"], config.training.keep_checkpoints)
-    test = _chosen(splits.test, config.evaluation.num_samples, seed)[: config.evaluation.num_samples]
     preflight = {
         "task": config.task.name,
         "rows": {
@@ -110,12 +99,7 @@ def resolve(config: RunConfig) -> Resolved:
             "labelled_share": train_count.labelled_tokens / train_count.tokens,
             "longest": train_count.longest,
         },
-        "steps": {
-            "total": schedule.total_steps,
-            "per_epoch": order.steps_per_epoch,
-            "epochs": schedule.total_steps / order.steps_per_epoch,
-            "rows_per_step": order.rows_per_step,
-        },
+        "steps": _describe_steps(config, len(train)),
         "phases": structure["phases"],
         "parameters": {
             "total": structure["total"],
@@ -125,6 +109,40 @@ def resolve(config: RunConfig) -> Resolved:
         "notes": [*splits.notes, *structure["notes"]],
     }
     return Resolved(config, task, splits, source, train, validation, test, schedule, preflight)
+
+
+def _load_task(name: str) -> ModuleType:
+    """A task's module, after a look at what a task must have."""
+    task = TASKS.load(name)
+    lacking = [part for part in ("PROMPT", "METRICS", "load") if not hasattr(task, part)]
+    if lacking:
+        raise ConfigError(f"the task module '{name}' lacks {', '.join(lacking)}; see peftlab.task")
+    return task
+
+
+def _check_rows(counts: Mapping[str, RowCount]) -> None:
+    """Refuse a split of which no row is left."""
+    for name, count in counts.items():
+        if not count.kept:
+            why = "; ".join(f"{reason}: {n}" for reason, n in count.dropped.items()) or "the split is empty"
+            raise DataError(
+                f"no {name} row is left to train on ({why}); raise task.max_length or check the data"
+            )
+
+
+def _describe_steps(config: RunConfig, num_rows: int) -> dict[str, float]:
+    """Steps, epochs and rows of a step."""
+    training = config.training
+    rows_per_step = training.batch_size * training.accumulation_steps * num_processes()
+    order = EpochOrder(
+        num_rows, rows_per_step=rows_per_step, batch_size=training.batch_size, seed=training.seed
+    )
+    return {
+        "total": training.max_steps,
+        "per_epoch": order.steps_per_epoch,
+        "epochs": training.max_steps / order.steps_per_epoch,
+        "rows_per_step": rows_per_step,
+    }
 
 
 def _chosen(examples: Any, limit: int | None, seed: int) -> list[Example]:

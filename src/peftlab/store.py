@@ -261,6 +261,7 @@ class Opened:
         model: The model.
         tokenizer: Its tokenizer.
         head: What it ends in.
+        labels: Class names; empty for models that generate text.
         attachment: The adapter; None for a bare base.
     """
 
@@ -270,6 +271,7 @@ class Opened:
     model: Any
     tokenizer: Any
     head: Head
+    labels: tuple[str, ...]
     attachment: Attachment | None
 
     @property
@@ -360,11 +362,11 @@ def _open(config: RunConfig, bundle: Path | None, *, with_data: bool = False) ->
     if with_data:
         splits = task.load(config.task.data_dir, seed=config.training.seed)
     manifest = None if bundle is None else read_manifest(bundle)
-    labels = splits.labels if manifest is None else manifest["labels"]
+    labels = splits.labels if manifest is None else tuple(manifest["labels"])
     source = find_model(config.model, num_labels=len(labels) or None)
     if manifest is not None and bundle is not None:
         check_belongs(manifest, source, bundle)
     model = load_model(source, config.model, seed=config.training.seed)
     attachment = None if bundle is None else attach_saved(model, bundle)
     live = model if attachment is None else attachment.model
-    return Opened(config, task, splits, live, source.tokenizer, source.head, attachment)
+    return Opened(config, task, splits, live, source.tokenizer, source.head, labels, attachment)
