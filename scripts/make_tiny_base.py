@@ -280,7 +280,7 @@ def main() -> None:
     """Read the flags, make the base, write the log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
     parser.add_argument(
         "--threads", type=int, default=2, help="torch threads; another number gives other last bits"
     )

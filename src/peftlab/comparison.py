@@ -213,7 +213,7 @@ def status_of(run: RunFolder) -> str:
     Raises:
         RunError: The event log is damaged.
     """
-    if run.is_finished:
+    if run.has_ended:
         return "finished"
     events = run.timeline()
     if events and events[-1]["event"] == "run_failed":
@@ -254,7 +254,7 @@ def find_obstacles(runs: Sequence[RunFolder]) -> list[str]:
         for sentence, values in facts.items()
         if len({str(value) for value in values if value is not None}) > 1
     ]
-    unfinished = [run.name for run in runs if not run.is_finished]
+    unfinished = [run.name for run in runs if not run.has_ended]
     if unfinished:
         notes.append(f"Not finished: {', '.join(unfinished)}")
     return [

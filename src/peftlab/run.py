@@ -92,6 +92,14 @@ class RunFolder:
         """Whether everything was written."""
         return (self.path / self.DONE).exists()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its work is done: finished, or all but the page and `DONE` are written."""
+        if self.is_finished:
+            return True
+        events = self.timeline()
+        return bool(events) and events[-1]["event"] == "run_finished"
+
     def has(self, name: str) -> bool:
         """Whether a file is there yet.
 

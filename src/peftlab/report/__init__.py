@@ -82,7 +82,7 @@ def _lead(run: RunFolder) -> str:
         ]
         strategy = (config.get("schedule") or {}).get("strategy")
         words += [f"schedule {strategy}"] if strategy else []
-    kind = "status" if run.is_finished else "status open"
+    kind = "status" if run.has_ended else "status open"
     status = f'<span class="{kind}">{escape(status_of(run))}</span>'
     return f"<p>{escape(' · '.join(words))} &nbsp;{status}</p>"
 

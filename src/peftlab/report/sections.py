@@ -200,7 +200,7 @@ def gradients(run: RunFolder) -> Section | None:
     )
 
     if not run.has(RunFolder.GRADIENTS):
-        if run.is_finished:
+        if run.has_ended:
             return None
         return Section("Gradient norms", absent("the gradient norms are written when training ends"))
     log = run.gradient_log()
@@ -240,7 +240,7 @@ def examples(run: RunFolder) -> Section | None:
         when: run.predictions(half["predictions"])[:NUM_EXAMPLES] for when, half in halves.items() if half
     }
     if not answers:
-        return None if run.is_finished else Section("Answers", absent("the answers to the test examples"))
+        return None if run.has_ended else Section("Answers", absent("the answers to the test examples"))
     pairs = zip_longest(answers.get("before", []), answers.get("after", []))
     boxes = "".join(_example(before, after) for before, after in pairs)
     shown = max(len(rows) for rows in answers.values())

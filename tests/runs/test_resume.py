@@ -1,0 +1,113 @@
+"""Law 4: a run killed at any moment and resumed ends as the uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import whole_runs
+from peftlab.config import build_config
+from peftlab.execute import execute
+from peftlab.run import RunFolder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> RunFolder:
+    """The run that nobody disturbed."""
+    values = whole_runs.make_values(
+        place, output={"directory": str(place / "whole")}, training={"save_steps": 1}
+    )
+    return execute(build_config(values), show=lambda line: None)
+
+
+def stop_in_phase_two(place: Path, name: str, number: int) -> tuple[RunFolder, int]:
+    """Start the same run in its own process and send it a signal in its second phase."""
+    values = whole_runs.make_values(
+        place, output={"directory": str(place / name)}, training={"save_steps": 1}
+    )
+    config = build_config(values)
+    (place / name).mkdir()
+    config.save(place / name / "asked.yaml")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peftlab", "run", str(place / name / "asked.yaml")],
+        env=whole_runs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    run = None
+    while time.monotonic() < deadline and process.poll() is None:
+        folders = [p for p in (place / name).iterdir() if p.is_dir()]
+        if folders and (folders[0] / "checkpoints" / "checkpoint-6").exists():
+            run = RunFolder(folders[0])
+            os.kill(process.pid, number)
+            break
+        time.sleep(0.002)
+    _, messages = process.communicate(timeout=200)
+    assert run is not None, messages
+    return run, process.returncode
+
+
+def same_end(one: RunFolder, two: RunFolder) -> None:
+    """Same weights, same scores, same gradient rows."""
+    first, second = (load_file(r.path / "final_model" / "adapter_model.safetensors") for r in (one, two))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for file in ("gradient_analysis.group_norms.csv", "gradient_analysis.layer_norms.csv"):
+        assert (one.path / file).read_text() == (two.path / file).read_text()
+    assert one.summary()["scores"] == two.summary()["scores"]
+    assert one.summary()["best_checkpoint"] == two.summary()["best_checkpoint"]
+    losses = [[(e["step"], e["loss"]) for e in run.events() if e["event"] == "step"] for run in (one, two)]
+    assert losses[0] == losses[1]
+
+
+def test_killed_in_phase_two(place: Path, whole: RunFolder) -> None:
+    run, code = stop_in_phase_two(place, "killed", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not run.is_finished
+    execute(build_config({}), resume=run.path, show=lambda line: None)
+    assert run.is_finished
+    assert [e["event"] for e in run.events()].count("resumed") == 1
+    same_end(whole, run)
+
+
+def test_terminated_saves_and_says_how_to_go_on(place: Path, whole: RunFolder) -> None:
+    run, code = stop_in_phase_two(place, "terminated", signal.SIGTERM)
+    assert code == 75
+    done = whole_runs.peftlab("run", "--resume", str(run.path), folder=place)
+    assert done.returncode == 0, done.stderr
+    same_end(whole, run)
+
+
+def test_a_damaged_last_checkpoint_is_left_out(place: Path, whole: RunFolder) -> None:
+    run, _ = stop_in_phase_two(place, "damaged", signal.SIGKILL)
+    newest = max(run.checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    file = newest / "adapter.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    said: list[str] = []
+    execute(build_config({}), resume=run.path, show=said.append)
+    assert any("damaged" in line for line in said)
+    same_end(whole, run)
+
+
+def test_a_finished_run_is_not_trained_again(whole: RunFolder) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (whole.checkpoints).rglob("*") if p.is_file()}
+    weights = load_file(whole.path / "final_model" / "adapter_model.safetensors")
+    execute(build_config({}), resume=whole.path, show=lambda line: None)
+    after = {p: p.stat().st_mtime_ns for p in (whole.checkpoints).rglob("*") if p.is_file()}
+    assert before == after
+    again = load_file(whole.path / "final_model" / "adapter_model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
