@@ -67,6 +67,8 @@ def save_byte_model(folder: Path, name: str = "llama", *, seed: int = 0) -> Path
     tokenizer = tiny_models.tokenizer(byte_level=True)
     model = tiny_models.build(name, seed=seed)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if name == "llama":
+        model.config.max_position_embeddings = 512  # rotary: only the config knows a limit
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

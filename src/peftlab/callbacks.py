@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from peftlab.attachment import adapter_parameters
 from peftlab.errors import ScheduleError
-from peftlab.gradient_log import GradientNormLog
+from peftlab.gradient_log import GradientNormLog, load_gradient_log
 from peftlab.gradients import GradientGroups, measure_gradient_norms, read_gradients
 from peftlab.mapping import map_model
 from peftlab.phases import PhaseSwitch
@@ -239,6 +239,12 @@ class GradientNormCallback(TrainerCallback):  # type: ignore[misc]
         self._parameters = adapter_parameters(model)
         self._groups = GradientGroups(map_model(model), self._parameters)
         self.log = GradientNormLog(clipped=not self.sees_unclipped and args.max_grad_norm > 0)
+        files = self.output_dir is not None and list(self.output_dir.glob("gradient_analysis.*"))
+        if (
+            state.global_step > 0 and files and self.output_dir is not None
+        ):  # a resumed run goes on with its rows
+            self.log = load_gradient_log(self.output_dir)
+            self.log.truncate(state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

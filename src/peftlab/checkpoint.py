@@ -119,13 +119,16 @@ def load_optimizer(optimizer: Optimizer, names: Mapping[torch.Tensor, str], fold
     if own != [group["params"] for group in saved["param_groups"]]:
         raise CheckpointError(f"{folder}: the optimizer's state belongs to other parameters than this run's")
     by_name = {name: parameter for parameter, name in names.items()}
+    on_device = {  # AdamW keeps its step counts on the host, but for these two kinds
+        id(p) for g in optimizer.param_groups if g.get("fused") or g.get("capturable") for p in g["params"]
+    }
     optimizer.state.clear()
     for name, values in saved["state"].items():
         optimizer.state[by_name[name]].update(values)
     for key, tensor in load_file(folder / OPTIMIZER_FILE).items():
         name, _, field = key.rpartition("|")
         parameter = by_name[name]
-        on_host = field == "step"  # AdamW keeps its step counts on the host
+        on_host = field == "step" and id(parameter) not in on_device
         optimizer.state[parameter][field] = tensor if on_host else tensor.to(parameter.device)
     for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         group.update({key: _tuples(value) for key, value in old.items() if key != "params"})
@@ -148,6 +151,19 @@ def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{folder} holds no {ADAPTER_FILE}")
     tensors: dict[str, torch.Tensor] = load_file(path)
     return tensors
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Where a checkpoint stands: step, phase, best step and loss, whether training had ended early, probe records.
+
+    Args:
+        folder: The checkpoint folder.
+
+    Returns:
+        The values of `state.json`.
+    """
+    state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    return state
 
 
 def _tuples(value: Any) -> Any:

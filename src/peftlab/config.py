@@ -117,7 +117,7 @@ class TrainingSettings(Settings):
     """Rows in one forward pass of one process."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes whose gradients make one optimizer step."""
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate."""
     warmup_steps: int = Field(default=10, ge=0)
     """Steps of linear warm-up."""
@@ -160,6 +160,12 @@ class EvaluationSettings(Settings):
     """Longest answer in tokens."""
     batch_size: int = Field(default=32, ge=1)
     """Prompts generated together."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> EvaluationSettings:
+        if not self.enabled and self.num_samples is not None:
+            raise ValueError("num_samples (--eval_samples) has no effect where evaluation is off (--no_eval)")
+        return self
 
 
 class OutputSettings(Settings):

@@ -20,7 +20,7 @@ from peftlab.files import write_json, write_text
 from peftlab.generation import classify, generate, max_prompt_tokens
 from peftlab.method import Head
 from peftlab.metric import Score
-from peftlab.task import Example, render_prompt
+from peftlab.task import Example, choose, render_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def evaluate_saved(
         reference: A run's path or name, "last", or a model's folder or hub name.
         task: The task; a run's own where None.
         data_dir: The task's data; a run's own where None.
-        num_samples: How many test examples; all where None.
+        num_samples: How many test examples; as many as the run scored, or all, where None.
         batch_size: Prompts decoded together.
         output: A folder for the evaluation and the answers; nothing is written where None.
         directory: Where run folders lie.
@@ -195,8 +195,9 @@ def evaluate_saved(
     from peftlab.store import open_run_or_model
 
     opened = open_run_or_model(reference, task=task, data_dir=data_dir, directory=directory)
-    examples = opened.splits.test[:num_samples]
     settings = opened.config.evaluation
+    limit = settings.num_samples if num_samples is None else num_samples
+    examples = choose(opened.splits.test, limit, seed=opened.config.training.seed)
     evaluator = Evaluator(
         opened.task,
         examples,

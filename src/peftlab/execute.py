@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import distributed, nn
 from peftlab.batches import Collator
 from peftlab.catalog import METHODS, PROBES
 from peftlab.config import RunConfig, build_config, read_yaml
-from peftlab.devices import describe_environment, num_processes, peak_memory, process_rank
-from peftlab.errors import InputError, RunError
+from peftlab.devices import choose_device, describe_environment, num_processes, peak_memory, process_rank
+from peftlab.errors import Interrupted, RunError
 from peftlab.evaluation import Evaluator
 from peftlab.files import write_json
 from peftlab.fit import Fit, wait_for_all
@@ -76,17 +77,24 @@ def execute(
         Interrupted: It was stopped by a signal after saving a checkpoint.
     """
     if resume is not None:
+        if RunFolder(resume).is_finished:
+            show(f"already finished: {resume}")
+            return RunFolder(resume)
         config = build_config(read_yaml(resume / "config.yaml"))
     resolved = resolve(config)
     first = process_rank() == 0
-    run = _open_folder(config, resume)
-    execution = _Execution(resolved, run, show if first else _silent)
+    run = _open_folder(resolved.config, resume)
     try:
-        execution.carry_out()
-    except (RunError, InputError) as error:
-        if first:
-            run.append_event("run_failed", error=str(error))
+        _Execution(resolved, run, show if first else _silent).carry_out()
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; go on with peftlab run --resume {run.path}") from None
+    except Exception as error:
+        if first and not isinstance(error, Interrupted):
+            run.append_event("run_failed", error=f"{type(error).__name__}: {error}")
         raise
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     return run
 
 
@@ -105,8 +113,12 @@ def _open_folder(config: RunConfig, resume: Path | None) -> RunFolder:
         )
         path = [str(run.path)]
     if num_processes() > 1:
-        if not distributed.is_initialized():
-            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        device = choose_device(config.model.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if not distributed.is_initialized():  # the others wait while the first process evaluates
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=timedelta(hours=12))
         distributed.broadcast_object_list(path)
     return RunFolder(Path(str(path[0])))
 
@@ -174,10 +186,11 @@ class _Execution:
     def _write_beginning(self) -> None:
         """The files that say what was asked for and where it runs."""
         config, run = self.config, self.run
-        config.save(run.path / "config.yaml")
-        write_json(run.path / "environment.json", describe_environment(Path.cwd()))
-        write_json(run.path / "preflight.json", self.resolved.preflight)
-        run.append_event("run_started", name=run.path.name, fingerprint=config.fingerprint())
+        if not run.has("config.yaml"):  # a resumed run keeps what it began with
+            write_json(run.path / "environment.json", describe_environment(Path.cwd()))
+            write_json(run.path / "preflight.json", self.resolved.preflight)
+            run.append_event("run_started", name=run.path.name, fingerprint=config.fingerprint())
+            config.save(run.path / "config.yaml")
         from peftlab.tables import render_preflight
 
         self.show(f"run folder: {run.path}")

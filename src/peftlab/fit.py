@@ -6,11 +6,12 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import distributed
 
-from peftlab.checkpoint import last_good_checkpoint
+from peftlab.checkpoint import last_good_checkpoint, list_checkpoints, read_state
 from peftlab.devices import num_processes, process_rank
 from peftlab.errors import Interrupted
 from peftlab.files import write_json
@@ -63,31 +64,12 @@ class Fit:
             done: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
             self._choose(done, select_best=select_best)
             return done
-        checkpoint, problems = last_good_checkpoint(run.checkpoints)
-        for problem in problems:
-            self.show(f"a checkpoint was left out: {problem}")
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        if first:
-            run.drop_events_after(step)
-        if checkpoint is not None and first:
-            run.append_event("resumed", step=step)
-            self.show(f"going on after step {step}")
-        wait_for_all()
-        began, tokens = time.perf_counter(), self.trainer.num_tokens
-        try:
-            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            self.callback.close()
-        self.seconds["train"] = time.perf_counter() - began
-        if (
-            self.callback.stopped_by is not None
-            and self.trainer.state.global_step < self.trainer.state.max_steps
-        ):
-            raise Interrupted(
-                f"{self.callback.stopped_by}: stopped after step {self.trainer.state.global_step}, saved; go on with"
-                f" peftlab run --resume {run.path}"
-            )
-        done = self._describe(tokens)
+        checkpoint = self._find_checkpoint()
+        if checkpoint is not None and self.trainer.has_ended_at(checkpoint):
+            self.trainer.restore_logs(checkpoint)
+            done = self._describe_ended(checkpoint)
+        else:
+            done = self._train(checkpoint)
         self._choose(done, select_best=select_best)
         if first:
             for probe in self.trainer.parts.probes.values():
@@ -95,18 +77,63 @@ class Fit:
             write_json(record, done)
         return done
 
-    def _describe(self, tokens_before: int) -> dict[str, Any]:
-        """What the training came to."""
+    def _find_checkpoint(self) -> Path | None:
+        """The last good checkpoint; damaged ones are put aside, and the event log is cut to where training goes on."""
+        run, first = self.run, process_rank() == 0
+        checkpoint, problems = last_good_checkpoint(run.checkpoints)
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        wait_for_all()
+        if first:
+            for problem in problems:
+                self.show(f"a checkpoint was left out: {problem}")
+            for later, path in list_checkpoints(run.checkpoints):
+                if later > step:
+                    path.rename(path.with_name(f"damaged-{path.name}"))
+            run.drop_events_after(step)
+        if checkpoint is not None and first:
+            run.append_event("resumed", step=step)
+            self.show(f"going on after step {step}")
+        wait_for_all()
+        return checkpoint
+
+    def _train(self, checkpoint: Path | None) -> dict[str, Any]:
+        """Train from a checkpoint, or from the start."""
+        began = time.perf_counter()
+        try:
+            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            self.callback.close()
+        self.seconds["train"] = time.perf_counter() - began
         state = self.trainer.state
+        if self.callback.stopped_by is not None and state.global_step < state.max_steps:
+            raise Interrupted(
+                f"{self.callback.stopped_by}: stopped after step {state.global_step}, saved; go on with"
+                f" peftlab run --resume {self.run.path}"
+            )
         moving = self.seconds["train"] - self.trainer.aside_seconds
+        rate = (self.trainer.num_tokens - self.callback.tokens_before) / moving
+        return self._describe(state.global_step, state.best_global_step, state.best_metric, rate)
+
+    def _describe_ended(self, checkpoint: Path) -> dict[str, Any]:
+        """What a training came to that had ended before it was recorded."""
+        saved = read_state(checkpoint)
+        self.trainer.stopped_early = bool(saved["stopped_early"])
+        steps = [event for event in self.run.timeline() if event["event"] == "step"]
+        rate = steps[-1]["tokens_per_second"] if steps else 0.0
+        return self._describe(saved["step"], saved["best_step"], saved["best_loss"], rate)
+
+    def _describe(
+        self, steps: int, best_step: int | None, best_loss: float | None, rate: float
+    ) -> dict[str, Any]:
+        """What the training came to."""
         best = None
-        if state.best_global_step:
-            phase = self.trainer.parts.schedule.phase_at(state.best_global_step - 1).name
-            best = {"step": state.best_global_step, "phase": phase, "validation_loss": state.best_metric}
+        if best_step:
+            phase = self.trainer.parts.schedule.phase_at(best_step - 1).name
+            best = {"step": best_step, "phase": phase, "validation_loss": best_loss}
         return {
-            "steps": state.global_step,
-            "stopped_early": self.callback.stopped_early,
-            "tokens_per_second": round((self.trainer.num_tokens - tokens_before) / moving, 1),
+            "steps": steps,
+            "stopped_early": self.trainer.stopped_early,
+            "tokens_per_second": round(rate, 1),
             "best_checkpoint": best,
         }
 

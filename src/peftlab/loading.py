@@ -76,6 +76,8 @@ def find_model(settings: ModelSettings, *, num_labels: int | None = None) -> Mod
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # pads are masked by position, so eos is still learnt
+    if head == "classification":  # the model finds a row's last token by this id
+        config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if len(tokenizer) > getattr(config.get_text_config(), "vocab_size", len(tokenizer)):
         raise ModelError(
             f"the tokenizer of '{settings.name}' has {len(tokenizer)} tokens but the model only"
@@ -176,7 +178,7 @@ def hash_tensors(source: ModelSource) -> str:
         with safe_open(where[name], framework="pt") as tensors:
             tensor = tensors.get_tensor(name)
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest() if where else ""
 
 

@@ -52,7 +52,7 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """The score as JSON-ready values."""
-        return asdict(self)
+        return asdict(self) | {"interval": list(self.interval) if self.interval else None}
 
     def __str__(self) -> str:
         low_high = f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]" if self.interval else ""

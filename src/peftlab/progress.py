@@ -28,10 +28,9 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.patience, self.quiet = patience, quiet
         self.trainer: LabTrainer | None = None
         self.stopped_by: str | None = None
-        self.stopped_early = False
         self._bar: Any = None
         self._began = 0.0
-        self._tokens_before = 0
+        self.tokens_before = 0
         self._handlers: dict[int, Any] = {}
 
     def watch(self, trainer: LabTrainer) -> None:
@@ -47,7 +46,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Open the bar and listen for signals."""
         self._began = time.perf_counter()
-        self._tokens_before = self._tokens
+        self.tokens_before = self._tokens
         self._bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=self.quiet,
             file=sys.stderr, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15,
@@ -102,7 +101,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if not logs or "loss" not in logs or self.trainer is None:
             return
         seconds = time.perf_counter() - self._began - self.trainer.aside_seconds
-        rate = (self._tokens - self._tokens_before) / seconds
+        rate = (self._tokens - self.tokens_before) / seconds
         phase = self.trainer.parts.schedule.phase_at(state.global_step - 1).name
         self._bar.set_postfix(
             loss=f"{logs['loss']:.3f}", phase=phase, **{"tok/s": f"{rate:,.0f}"}, refresh=False
@@ -114,6 +113,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             learning_rate=logs["learning_rate"],
             gradient_norm_clipped_at=args.max_grad_norm or None,
             tokens=self._tokens,
+            tokens_per_second=round(rate, 1),
             seconds=round(seconds, 3),
             phase=phase,
         )
@@ -135,7 +135,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if state.best_metric is None or loss < state.best_metric:
             control.should_save = True
         if self.patience is not None and _since_best(state) >= self.patience:
-            control.should_training_stop = control.should_save = self.stopped_early = True
+            control.should_training_stop = control.should_save = self.trainer.stopped_early = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

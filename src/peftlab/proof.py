@@ -50,6 +50,7 @@ class TrainingProof:
         self._frozen: dict[str, int] = {}
         self._before: dict[str, torch.Tensor] = {}
         self._seen: set[str] = set()
+        self._reached: set[str] = set()
         self._unreached: tuple[str, ...] = ()
         self._phase, self._steps, self._open = "", 0, False
 
@@ -75,7 +76,7 @@ class TrainingProof:
             )
         self._before = {name: p.detach().clone() for name, p in active.items()}
         self._frozen = {name: fingerprint(p) for name, p in self._parameters.items() if name not in active}
-        self._seen, self._unreached = set(), ()
+        self._seen, self._reached, self._unreached = set(), set(), ()
         self._phase, self._steps, self._open = phase, 0, True
 
     def observe(self, reading: Reading, *, step: int) -> None:
@@ -99,8 +100,7 @@ class TrainingProof:
             raise NotTrainingError(
                 f"step {step}, phase '{self._phase}': frozen tensors have gradients: {_some(moved)}"
             )
-        if self._steps == 0:
-            self._leave_out(tuple(name for name in self._before if name not in reading.norms))
+        self._reached |= reading.norms.keys()
         self._seen |= {name for name, norm in reading.norms.items() if norm > 0}
 
     def after_step(self, *, learning_rate: float, step: int) -> PhaseProof | None:
@@ -119,15 +119,17 @@ class TrainingProof:
         if not self._open or learning_rate == 0:
             return None
         self._steps += 1
-        late = {}
-        waiting = False
+        late, absent, waiting = {}, [], False
         for name, before in self._before.items():
-            parameter = self._parameters[name]
-            if name in self._seen and not torch.equal(before, parameter.detach()):
+            if name in self._seen and not torch.equal(before, self._parameters[name].detach()):
                 continue
-            waiting = True
-            if self._steps >= self._steps_to_train(name):
+            if self._steps < self._steps_to_train(name):
+                waiting = True
+            elif name not in self._reached:
+                absent.append(name)
+            else:
                 late[name] = "its gradient was zero" if name not in self._seen else "it did not change"
+        self._leave_out(absent)
         if late:
             what = "; ".join(f"{name}: {why}" for name, why in list(late.items())[:_SHOWN])
             more = f" (+{len(late) - _SHOWN} more)" if len(late) > _SHOWN else ""
@@ -151,14 +153,14 @@ class TrainingProof:
         if changed:
             raise NotTrainingError(f"phase '{self._phase}': frozen tensors have changed: {_some(changed)}")
 
-    def _leave_out(self, names: tuple[str, ...]) -> None:
-        """Make tensors untrainable that the forward pass does not reach."""
-        if len(names) == len(self._before):
+    def _leave_out(self, names: list[str]) -> None:
+        """Make tensors untrainable that no forward pass of their K steps has reached."""
+        if names and len(names) == len(self._before):
             raise NotTrainingError(f"phase '{self._phase}': the forward pass reaches none of its tensors")
         for name in names:
             self._parameters[name].requires_grad_(False)
             del self._before[name]
-        self._unreached += names  # a warm-up step of rate zero looks again
+        self._unreached += tuple(names)
 
 
 def fingerprint(tensor: torch.Tensor) -> int:

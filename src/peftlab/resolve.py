@@ -23,8 +23,7 @@ from peftlab.loading import ModelSource, find_model, meta_model
 from peftlab.mapping import map_model
 from peftlab.phases import PhaseSwitch
 from peftlab.schedule import Schedule
-from peftlab.streams import permutation
-from peftlab.task import Example, Splits
+from peftlab.task import Example, Splits, choose
 
 _BYTES_PER_TRAINED_PARAMETER = 12
 """A checkpoint holds each trained parameter and AdamW's two moments in float32."""
@@ -70,6 +69,7 @@ def resolve(config: RunConfig) -> Resolved:
     Raises:
         InputError: Data, model, targets, phases or output do not fit; says what and what to do.
     """
+    config = _absolute(config)
     check_places(config)
     _check_trackers(config.training.trackers)
     task = _load_task(config.task.name)
@@ -80,10 +80,19 @@ def resolve(config: RunConfig) -> Resolved:
         source.tokenizer, prompt=task.PROMPT, head=source.head, max_length=config.task.max_length
     )
     wanted, limit = config.task.num_samples, config.training.validation_rows
-    train, train_count = builder.build(_chosen(splits.train, wanted, seed), limit=wanted)
-    validation, validation_count = builder.build(_chosen(splits.validation, limit, seed), limit=limit)
+    train, train_count = builder.build(
+        choose(splits.train, _all_of(splits.train, wanted), seed=seed), limit=wanted
+    )
+    validation, validation_count = builder.build(
+        choose(splits.validation, len(splits.validation), seed=seed), limit=limit
+    )
     _check_rows({"train": train_count, "validation": validation_count})
-    test = _chosen(splits.test, config.evaluation.num_samples, seed)[: config.evaluation.num_samples]
+    test = choose(splits.test, config.evaluation.num_samples, seed=seed)
+    if config.evaluation.enabled and not test:
+        raise DataError(
+            f"task '{config.task.name}' has no test examples to score; turn evaluation off (--no_eval)"
+        )
+    _check_positions(config, source, max(train_count.longest, validation_count.longest))
     schedule = config.make_schedule()
     structure = _structure(config, source, schedule)
     _check_space(config.output.directory, structure["trainable"], config.training.keep_checkpoints)
@@ -109,6 +118,47 @@ def resolve(config: RunConfig) -> Resolved:
         "notes": [*splits.notes, *structure["notes"]],
     }
     return Resolved(config, task, splits, source, train, validation, test, schedule, preflight)
+
+
+def _all_of(examples: Sequence[Example], limit: int | None) -> int | None:
+    """Where rows are limited, every example in the seeded order: how many rows one gives is not known yet."""
+    return None if limit is None else len(examples)
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """The config with folders as absolute paths, so that it means the same from every folder."""
+    name, data_dir = config.model.name, config.task.data_dir
+    if Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser().absolute())
+    if data_dir is not None:
+        data_dir = data_dir.expanduser().absolute()
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"name": name}),
+            "task": config.task.model_copy(update={"data_dir": data_dir}),
+        }
+    )
+
+
+def _check_positions(config: RunConfig, source: ModelSource, longest: int) -> None:
+    """Refuse rows and answers that are longer than the model's positions."""
+    positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    if longest > positions:
+        raise ConfigError(
+            f"rows have up to {longest} tokens but '{source.name}' has {positions} positions; set task.max_length"
+            f" (--max_length) to {positions} or less"
+        )
+    if (
+        config.evaluation.enabled
+        and source.head == "causal"
+        and config.evaluation.max_new_tokens >= positions
+    ):
+        raise ConfigError(
+            f"evaluation.max_new_tokens {config.evaluation.max_new_tokens} leaves no room for a prompt in the"
+            f" {positions} positions of '{source.name}'"
+        )
 
 
 def _load_task(name: str) -> ModuleType:
@@ -145,13 +195,6 @@ def _describe_steps(config: RunConfig, num_rows: int) -> dict[str, float]:
     }
 
 
-def _chosen(examples: Any, limit: int | None, seed: int) -> list[Example]:
-    """All examples, or where there is a limit, the examples in a seeded order."""
-    if limit is None:
-        return list(examples)
-    return [examples[i] for i in permutation(len(examples), seed, "subset")]
-
-
 def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> dict[str, Any]:
     """Counts and phases, from the model on the meta device with the adapter attached."""
     base = meta_model(source)
@@ -167,9 +210,17 @@ def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> di
     )
     parameters = attached.parameters()
     switch = PhaseSwitch(schedule, attached.family, parameters)
-    phases = []
+    phases: list[dict[str, Any]] = []
+    notes = list(attached.selection.notes)
     for phase in schedule.phases:
         active = switch.active(phase)
+        needed = max(attached.steps_to_train(name) for name in active)
+        moving = sum(schedule.learning_rate_at(step) > 0 for step in range(phase.start_step, phase.end_step))
+        if moving < needed:
+            notes.append(
+                f"phase '{phase.name}' has {moving} steps of non-zero learning rate; to show that all its tensors train"
+                f" takes {needed}"
+            )
         phases.append(
             {
                 "name": phase.name,
@@ -186,7 +237,7 @@ def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> di
         "trainable": sum(p.numel() for p in parameters.values()),
         "tensors": len(parameters),
         "phases": phases,
-        "notes": attached.selection.notes,
+        "notes": notes,
     }
 
 

@@ -142,6 +142,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         _check_contiguous(self.phases, self.total_steps)
+        if not any(self.learning_rate_at(step) > 0 for step in range(self.total_steps)):
+            raise ScheduleError(
+                f"the learning rate is zero at every one of the {self.total_steps} steps: a warm-up of"
+                f" {self.warmup_steps} steps begins at zero; lower training.warmup_steps or raise training.max_steps"
+            )
         object.__setattr__(self, "_starts", {phase.start_step: i for i, phase in enumerate(self.phases)})
 
     def index_at(self, step: int) -> int:

@@ -336,9 +336,9 @@ def open_run_or_model(reference: str, *, task: str | None, data_dir: Path | None
         changes["data_dir"] = None if data_dir is None else str(data_dir)
     try:
         run = RunFolder.find(reference, directory)
-    except (UnknownNameError, OutputError):
+    except (UnknownNameError, OutputError) as error:
         if task is None:
-            raise
+            raise InputError(f"{error}; to score a model, say on which task: --task NAME") from None
         values = {"model": {"name": reference}, "task": changes}
         return _open(build_config(values), None, with_data=True)
     config = build_config(read_yaml(run.path / "config.yaml"))
@@ -366,6 +366,10 @@ def _open(config: RunConfig, bundle: Path | None, *, with_data: bool = False) ->
     source = find_model(config.model, num_labels=len(labels) or None)
     if manifest is not None and bundle is not None:
         check_belongs(manifest, source, bundle)
+        if manifest["template"]["sha256"] != hash_text(task.PROMPT):
+            raise CheckpointError(
+                f"{bundle} was trained with another prompt template than task '{config.task.name}' has"
+            )
     model = load_model(source, config.model, seed=config.training.seed)
     attachment = None if bundle is None else attach_saved(model, bundle)
     live = model if attachment is None else attachment.model

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from peftlab.streams import permutation
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -79,6 +81,22 @@ class Task(Protocol):
             DataError: A file is missing, malformed or empty; names file and line.
         """
         ...
+
+
+def choose(examples: Sequence[Example], limit: int | None, *, seed: int) -> list[Example]:
+    """All examples, or a seeded choice of some.
+
+    Args:
+        examples: A split.
+        limit: How many; None takes all, in their order.
+        seed: The run's seed.
+
+    Returns:
+        The examples; the same for the same arguments.
+    """
+    if limit is None:
+        return list(examples)
+    return [examples[i] for i in permutation(len(examples), seed, "subset")[:limit]]
 
 
 def render_prompt(template: str, source: str) -> str:

@@ -7,7 +7,6 @@ transformers' or lies in callbacks.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,11 @@ from peftlab.checkpoint import (
     load_adapter,
     load_optimizer,
     prune_checkpoints,
+    read_state,
     save_optimizer,
 )
-from peftlab.errors import NonFiniteError
-from peftlab.files import new_folder, write_json
+from peftlab.errors import ConfigError, NonFiniteError
+from peftlab.files import new_folder, verify_folder, write_json
 from peftlab.gradients import read_gradients
 from peftlab.phases import PhaseSwitch
 from peftlab.proof import PhaseProof, TrainingProof
@@ -66,12 +66,17 @@ class LabTrainer(Trainer):  # type: ignore[misc]
             data_collator=parts.collator,
             callbacks=callbacks,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                "FSDP and DeepSpeed are not supported yet: peftlab's checkpoints do not know their shards"
+            )
         self.parts = parts
         self.parameters = parts.attachment.parameters()
         self.switch = PhaseSwitch(parts.schedule, parts.attachment.family, self.parameters)
         self.proof = TrainingProof(self.parameters, parts.attachment.steps_to_train)
         self.num_tokens = 0
         self.aside_seconds = 0.0
+        self.stopped_early = False
         self.order = EpochOrder(
             len(parts.train_rows),
             rows_per_step=args.per_device_train_batch_size
@@ -249,9 +254,6 @@ class LabTrainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write adapter, optimizer, progress and logs aside, then rename."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._save_checkpoint(model, trial)
-            return
         step = self.state.global_step
         path = Path(self.args.output_dir) / f"checkpoint-{step}"
         if self.args.should_save:
@@ -286,6 +288,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
             "num_tokens": self.num_tokens,
             "best_step": self.state.best_global_step,
             "best_loss": self.state.best_metric,
+            "stopped_early": self.stopped_early,
             "probes": {name: probe.state() for name, probe in self.parts.probes.items()},
         }
         write_json(folder / STATE_FILE, state)
@@ -301,16 +304,40 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         folder = Path(checkpoint)
         names: dict[torch.Tensor, str] = {p: name for name, p in self.parameters.items()}
         load_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), names, folder)
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        step = self.restore_logs(folder)
+        for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=True):
+            group["lr"] = rate
+        scheduler: Any = self.lr_scheduler
+        scheduler.last_epoch, scheduler._last_lr = step, self._rates(step)
+
+    def restore_logs(self, folder: Path) -> int:
+        """Go on from a checkpoint's token count and probe records.
+
+        Args:
+            folder: The checkpoint folder.
+
+        Returns:
+            Its step.
+        """
+        state = read_state(folder)
         step = int(state["step"])
         self.num_tokens = int(state["num_tokens"])
         for name, probe in self.parts.probes.items():
             if name in state["probes"]:
                 probe.restore(state["probes"][name], step=step)
-        for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=True):
-            group["lr"] = rate
-        scheduler: Any = self.lr_scheduler
-        scheduler.last_epoch, scheduler._last_lr = step, self._rates(step)
+        return step
+
+    def has_ended_at(self, folder: Path) -> bool:
+        """Whether training had come to its end with a checkpoint.
+
+        Args:
+            folder: The checkpoint folder.
+
+        Returns:
+            True at the last step, and where it was stopped early.
+        """
+        state = read_state(folder)
+        return bool(state["stopped_early"]) or int(state["step"]) >= self.parts.schedule.total_steps
 
     def _rates(self, step: int) -> list[float]:
         """The learning rate of a step for each parameter group, as the scheduler would have set it."""
@@ -329,7 +356,9 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         Raises:
             CheckpointError: It is gone or damaged.
         """
-        self.parts.attachment.load(load_adapter(Path(self.args.output_dir) / f"checkpoint-{step}"))
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        verify_folder(folder)
+        self.parts.attachment.load(load_adapter(folder))
 
     def prove_step(self) -> None:
         """Compare the tensors after the optimizer has moved; report a phase once it is proved."""

@@ -72,7 +72,7 @@ def make_arguments(config: RunConfig, checkpoints: Path, schedule: Schedule) -> 
     device = choose_device(config.model.device)
     every = training.validation_steps or max(1, training.max_steps // _TENTHS)
     if training.trackers:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "tensorboard"))
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(checkpoints.parent / "tensorboard")
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=training.max_steps,
@@ -101,7 +101,7 @@ def make_arguments(config: RunConfig, checkpoints: Path, schedule: Schedule) -> 
         fp16=False,
         bf16=False,
         ddp_backend="gloo" if num_processes() > 1 and device.type == "cpu" else None,
-        ddp_find_unused_parameters=len(schedule.phases) > 1,
+        ddp_find_unused_parameters=num_processes() > 1,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
     )

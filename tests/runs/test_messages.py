@@ -87,6 +87,30 @@ def test_no_row_left(tmp_path: Path) -> None:
     refused(whole_runs.make_values(tmp_path, task={"max_length": 8}), r"no train row is left.*do not fit 8")
 
 
+def test_rows_longer_than_the_models_positions(tmp_path: Path) -> None:
+    model = tiny_models.build("gpt2")
+    positions = model.config.n_positions
+    values = whole_runs.make_values(
+        tmp_path, model={"name": str(whole_runs.save_byte_model(tmp_path / "g", "gpt2"))}
+    )
+    values["task"]["max_length"] = 4 * positions
+    refused(values, f"{positions} positions")
+
+
+def test_a_run_whose_learning_rate_is_always_zero(tmp_path: Path) -> None:
+    values = whole_runs.make_values(tmp_path, training={"max_steps": 1}, schedule={"strategy": None})
+    with pytest.raises(InputError, match="learning rate is zero at every one"):
+        build_config(values)
+
+
+def test_a_phase_too_short_to_be_proved_is_noted(tmp_path: Path) -> None:
+    phases = [{"steps": 2, "groups": ["attention"]}, {"groups": ["mlp"]}]
+    notes = plan(
+        build_config(whole_runs.make_values(tmp_path, schedule={"strategy": None, "phases": phases}))
+    )["notes"]
+    assert any("phase 'attention' has 1 steps of non-zero learning rate" in note for note in notes)
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 1 << 20))

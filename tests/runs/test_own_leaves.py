@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import whole_runs
 
+import whole_runs
 from peftlab.config import build_config
 from peftlab.errors import ConfigError, InputError, UnknownNameError
 from peftlab.execute import execute
@@ -68,7 +68,7 @@ def test_they_take_part_in_a_run(own: Path) -> None:
 def test_what_is_wrong_with_them_is_said(own: Path) -> None:
     with pytest.raises(ConfigError, match="lacks PROMPT, METRICS, load"):
         execute(build_config(values(own, "mylab.empty")))
-    with pytest.raises(InputError, match="cannot be imported.*no_such_module"):
+    with pytest.raises(InputError, match=r"cannot be imported.*no_such_module"):
         execute(build_config(values(own, "mylab.broken")))
-    with pytest.raises((ConfigError, UnknownNameError), match="unknown task 'mylab.gone'"):
+    with pytest.raises((ConfigError, UnknownNameError), match=r"unknown task 'mylab\.gone'"):
         build_config(values(own, "mylab.gone"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,7 +69,9 @@ def same_end(one: RunFolder, two: RunFolder) -> None:
         assert (one.path / file).read_text() == (two.path / file).read_text()
     assert one.summary()["scores"] == two.summary()["scores"]
     assert one.summary()["best_checkpoint"] == two.summary()["best_checkpoint"]
-    losses = [[(e["step"], e["loss"]) for e in run.events() if e["event"] == "step"] for run in (one, two)]
+    assert one.summary()["phases"] == two.summary()["phases"]
+    assert one.summary()["steps"] == two.summary()["steps"]
+    losses = [[(e["step"], e["loss"]) for e in run.timeline() if e["event"] == "step"] for run in (one, two)]
     assert losses[0] == losses[1]
 
 
@@ -106,8 +109,58 @@ def test_a_damaged_last_checkpoint_is_left_out(place: Path, whole: RunFolder) ->
 def test_a_finished_run_is_not_trained_again(whole: RunFolder) -> None:
     before = {p: p.stat().st_mtime_ns for p in (whole.checkpoints).rglob("*") if p.is_file()}
     weights = load_file(whole.path / "final_model" / "adapter_model.safetensors")
-    execute(build_config({}), resume=whole.path, show=lambda line: None)
+    record = {
+        name: (whole.path / name).read_bytes()
+        for name in ("events.jsonl", "report.html", "results_summary.json")
+    }
+    said: list[str] = []
+    execute(build_config({}), resume=whole.path, show=said.append)
+    assert said == [f"already finished: {whole.path}"]
+    assert record == {name: (whole.path / name).read_bytes() for name in record}
     after = {p: p.stat().st_mtime_ns for p in (whole.checkpoints).rglob("*") if p.is_file()}
     assert before == after
     again = load_file(whole.path / "final_model" / "adapter_model.safetensors")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def unrecord(run: RunFolder, place: Path, name: str) -> RunFolder:
+    """A copy of a finished run as a kill between its last checkpoint and its record would leave it."""
+    copy = place / name
+    shutil.copytree(run.path, copy)
+    for file in (
+        "checkpoints/finished.json",
+        "results_summary.json",
+        "predictions.after.jsonl",
+        "report.html",
+        "DONE",
+    ):
+        (copy / file).unlink()
+    for pattern in ("gradient_analysis.*", "*_evaluation.json"):
+        for path in copy.glob(pattern):
+            path.unlink()
+    shutil.rmtree(copy / "final_model")
+    return RunFolder(copy)
+
+
+def test_killed_after_the_last_checkpoint_trains_no_further(place: Path, whole: RunFolder) -> None:
+    run = unrecord(whole, place, "unrecorded")
+    execute(build_config({}), resume=run.path, show=lambda line: None)
+    same_end(whole, run)
+    assert not (run.checkpoints / "checkpoint-13").exists()
+
+
+def test_an_early_stop_is_remembered(place: Path) -> None:
+    training = {
+        "max_steps": 12, "validation_steps": 1, "save_steps": 1, "early_stopping_patience": 1, "learning_rate": 3.0,
+        "select_best": False, "keep_checkpoints": 20,
+    }  # fmt: skip
+    values = whole_runs.make_values(
+        place, training=training, schedule={"strategy": None}, output={"directory": str(place / "early")}
+    )
+    stopped = execute(build_config(values), show=lambda line: None)
+    assert stopped.summary()["stopped_early"]
+    assert stopped.summary()["steps"] < 12
+    again = unrecord(stopped, place, "early-unrecorded")
+    execute(build_config({}), resume=again.path, show=lambda line: None)
+    assert again.summary()["stopped_early"]
+    same_end(stopped, again)

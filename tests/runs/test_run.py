@@ -146,9 +146,10 @@ def test_plan_says_what_the_run_does(finished: RunFolder) -> None:
 def test_evaluate_gives_the_runs_own_score(finished: RunFolder, tmp_path: Path) -> None:
     again = evaluate_saved(str(finished.path), num_samples=3, output=tmp_path)
     assert (tmp_path / "e2e_nlg_evaluation.json").exists()
-    assert again["num_examples"] == 3
-    whole = evaluate_saved(str(finished.path))
-    assert whole["num_examples"] == 6
+    own = finished.evaluation()["after"]["metrics"]
+    assert again["after"]["metrics"] == own
+    assert evaluate_saved(str(finished.path))["after"]["metrics"] == own
+    assert evaluate_saved(str(finished.path), num_samples=6)["num_examples"] == 6
 
 
 def test_generate_has_the_adapter_on_and_off(finished: RunFolder) -> None:

@@ -133,8 +133,9 @@ def test_a_forward_pass_that_reaches_nothing_is_a_breach():
     parameters = {"a": nn.Parameter(torch.ones(2))}
     proof = TrainingProof(parameters, lambda name: 1)
     proof.enter("first")
+    proof.observe(read_gradients(parameters), step=1)
     with pytest.raises(NotTrainingError, match="the forward pass reaches none of its tensors"):
-        proof.observe(read_gradients(parameters), step=1)
+        proof.after_step(learning_rate=1e-3, step=1)
 
 
 def test_a_phase_that_trains_nothing_is_a_breach():

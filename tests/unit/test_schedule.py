@@ -221,6 +221,6 @@ def test_own_phases_cover_the_run(lengths: list[int], is_open: bool) -> None:
     if is_open:
         settings[-1] = PhaseSettings()
     total = sum(lengths)
-    schedule = Schedule(place_phases(settings, total_steps=total), total)
+    schedule = Schedule(place_phases(settings, total_steps=total), total, warmup_steps=0)
     owners = [schedule.index_at(step) for step in range(total)]
     assert owners == [i for i, length in enumerate(lengths) for _ in range(length)]
