@@ -75,7 +75,7 @@ def run_config_of(experiment: ExperimentConfig) -> RunConfig:
             },
             "evaluation": {
                 "enabled": evaluation.enabled,
-                "num_samples": evaluation.num_samples or None,
+                "num_samples": (evaluation.num_samples or None) if evaluation.enabled else None,
                 "max_new_tokens": evaluation.max_new_tokens,
                 "batch_size": evaluation.batch_size,
             },

@@ -92,8 +92,6 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self.add_callback(_Moments(self))
 
-    # -- data order -----------------------------------------------------------------------------------------------
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches in the run's own order, shared among the processes."""
         loader: DataLoader[Any] = DataLoader(
@@ -115,8 +113,6 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         total = counts.tolist()
         self.num_tokens += int(total[1])
         return batches, int(total[0])
-
-    # -- objective and gradients ----------------------------------------------------------------------------------
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -154,8 +150,6 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         phase = self.parts.schedule.phase_at(step - 1).name
         for probe in wanting:
             probe.on_gradients(reading, step=step, phase=phase)
-
-    # -- optimizer and schedule -----------------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer over every tensor of every phase; phases are applied when training begins."""
@@ -207,8 +201,6 @@ class LabTrainer(Trainer):  # type: ignore[misc]
             "learning_rate": self.parts.schedule.learning_rate_at(phase.start_step),
         }
 
-    # -- validation -----------------------------------------------------------------------------------------------
-
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -249,8 +241,6 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write adapter, optimizer, progress and logs aside, then rename."""

@@ -28,7 +28,7 @@ SELDOM = EVERY | {"save_steps": STEPS}
 def later(events, kind, step):
     """What was told of steps after `step`, without how long it took."""
     return [
-        {k: v for k, v in fields.items() if k != "seconds"}
+        {k: v for k, v in fields.items() if k not in ("seconds", "tokens_per_second")}
         for name, fields in events
         if name == kind and fields["step"] > step
     ]

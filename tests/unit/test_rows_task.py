@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +26,21 @@ def sources(splits: Splits) -> list[set[str]]:
 def test_it_is_a_task_that_has_no_files() -> None:
     assert isinstance(task, Task)
     assert doctest.testmod(task).failed == 0
-    with pytest.raises(DataError, match="from_rows"):
+    with pytest.raises(DataError, match=r"needs a folder with rows\.jsonl"):
         task.load(None, seed=1)
+
+
+def test_rows_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / task.FILE
+    file.write_text("".join(json.dumps(row) + "\n" for row in TEXT), encoding="utf-8")
+    loaded = task.load(tmp_path, seed=1)
+    assert loaded.train == task.from_rows(TEXT, seed=1).train
+    assert loaded.files == (file,)
+    file.write_text('{"prompt": "a", "completion": "b"}\n{broken\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: not JSON"):
+        task.load(tmp_path, seed=1)
+    with pytest.raises(DataError, match="cannot be read"):
+        task.load(tmp_path / "gone", seed=1)
 
 
 def test_sizes_and_ids() -> None:
