@@ -153,7 +153,7 @@ def read_files(stem: Path) -> dict[str, Any]:
 def _to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Rows as CSV; None is blank, floats read back bit-equal."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    writer = csv.writer(stream)  # lines end as RFC 4180 says, which also makes it quote names that hold one
     writer.writerow(header)
     writer.writerows([repr(v) if isinstance(v, float) else v for v in row] for row in rows)
     return stream.getvalue()

@@ -28,6 +28,16 @@ def test_file_is_short_and_named_for_what_it_holds(path: Path) -> None:
     assert path.stem not in FORBIDDEN_NAMES
 
 
+def test_every_test_file_is_tracked_under_a_name_of_its_own() -> None:
+    found = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert len({path.name for path in found}) == len(found)
+    tracked = subprocess.run(
+        ["git", "ls-files", "tests"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if tracked.returncode == 0 and tracked.stdout:
+        assert {path.relative_to(ROOT).as_posix() for path in found} <= set(tracked.stdout.splitlines())
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
 def test_function_bodies_are_short(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -142,7 +142,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "run too short for its phases": (["run", "--max_steps", "2"], ["does not fit", "2 steps"]),
     "phases that do not add up": (
         ["run", "--set", "schedule.phases=[{groups: [mlp], steps: 5}, {groups: [attention], steps: 3}]"],
-        ["the phases cover 8 steps but the run has 480"],
+        ["the phases cover 8 steps but the run has 420"],
     ),
     "open phase in the middle": (["run", "open.yaml"], ["only the last phase may be open"]),
     "phase with an unknown key": (

@@ -117,7 +117,7 @@ def test_run_hands_the_config_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert main(["run", "--r", "3", "--set", "training.max_steps=30"]) == 0
     config, resume = taken[0]
     assert (config.adapters[0].settings["rank"], config.training.max_steps, resume) == (3, 30, None)
-    assert config.training.learning_rate == 0.004
+    assert config.training.learning_rate == 0.008
     assert list(tmp_path.iterdir()) == [], "checking the output folder leaves nothing"
 
 

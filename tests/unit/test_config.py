@@ -40,7 +40,7 @@ def test_defaults_of_the_design() -> None:
 
 def test_nothing_given_is_the_embedded_preset() -> None:
     assert config_from() == config_from(preset="embedded")
-    assert config_from().training.max_steps == 480
+    assert config_from().training.max_steps == 420
     assert config_from().schedule.strategy == "both->mlp->attn"
 
 
@@ -54,7 +54,7 @@ def test_nothing_given_is_the_embedded_preset() -> None:
     ],
 )
 def test_embedded_preset_stays_under_other_settings(texts: tuple[str, ...]) -> None:
-    assert config_from(assignments=_set(*texts)).training.learning_rate == 0.004
+    assert config_from(assignments=_set(*texts)).training.learning_rate == 0.008
 
 
 def test_another_task_or_model_or_file_starts_from_the_defaults(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_phases_and_strategies_replace_each_other() -> None:
     phases = "schedule.phases=[{groups: [mlp], steps: 100}, {groups: [attention]}]"
     config = config_from(assignments=_set(phases))
     assert config.schedule.strategy is None, "the embedded preset's strategy gives way"
-    assert [p.end_step for p in config.make_schedule().phases] == [100, 480]
+    assert [p.end_step for p in config.make_schedule().phases] == [100, 420]
     ended = {"schedule": {"strategy": "both->mlp->attn", "phase1_end": 3, "phase2_end": 4}}
     assert lay_over(ended, {"schedule": {"strategy": "early->late"}})["schedule"] == {
         "strategy": "early->late"

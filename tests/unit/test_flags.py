@@ -108,7 +108,7 @@ def test_flag_sets_its_key_and_no_other(flag: Flag) -> None:
     base = ["--task", "embedded", "--max_steps", "100"]
     if flag.name == "model":
         base += ["--phase_strategy", "both-mlp-attn", "--lora_dropout", "0.0"]
-        base += ["--lr", "0.004", "--warmup_steps", "20", "--batch_size", "8", "--max_length", "192"]
+        base += ["--lr", "0.008", "--warmup_steps", "20", "--batch_size", "8", "--max_length", "192"]
         # as the embedded preset, which another model leaves
     plain, changed = _parsed(base), _parsed([*base, f"--{flag.name}", text])
     differs = {key for key in plain if plain[key] != changed[key]}
