@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ import whole_runs
 from peftlab.config import build_config
 from peftlab.execute import execute
 from peftlab.run import RunFolder
+from peftlab.trainer import LabTrainer
 
 
 @pytest.fixture(scope="module")
@@ -149,17 +151,28 @@ def test_killed_after_the_last_checkpoint_trains_no_further(place: Path, whole: 
     assert not (run.checkpoints / "checkpoint-13").exists()
 
 
-def test_an_early_stop_is_remembered(place: Path) -> None:
+def rising(trainer: LabTrainer, *_: Any, **__: Any) -> dict[str, float]:
+    """A validation loss that only rises, in place of the real one."""
+    metrics = {"eval_loss": float(trainer.state.global_step)}
+    trainer.log(dict(metrics))
+    trainer.control = trainer.callback_handler.on_evaluate(
+        trainer.args, trainer.state, trainer.control, metrics
+    )
+    return metrics
+
+
+def test_an_early_stop_is_remembered(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LabTrainer, "evaluate", rising)
     training = {
-        "max_steps": 12, "validation_steps": 1, "save_steps": 1, "early_stopping_patience": 1, "learning_rate": 3.0,
-        "select_best": False, "keep_checkpoints": 20,
+        "max_steps": 12, "validation_steps": 1, "save_steps": 1, "early_stopping_patience": 3, "select_best": False,
+        "keep_checkpoints": 20,
     }  # fmt: skip
     values = whole_runs.make_values(
         place, training=training, schedule={"strategy": None}, output={"directory": str(place / "early")}
     )
     stopped = execute(build_config(values), show=lambda line: None)
     assert stopped.summary()["stopped_early"]
-    assert stopped.summary()["steps"] < 12
+    assert stopped.summary()["steps"] == 4
     again = unrecord(stopped, place, "early-unrecorded")
     execute(build_config({}), resume=again.path, show=lambda line: None)
     assert again.summary()["stopped_early"]
