@@ -119,11 +119,11 @@ class Fit:
         saved = read_state(checkpoint)
         self.trainer.stopped_early = bool(saved["stopped_early"])
         steps = [event for event in self.run.timeline() if event["event"] == "step"]
-        rate = steps[-1]["tokens_per_second"] if steps else 0.0
+        rate = steps[-1]["tokens_per_second"] if steps else None
         return self._describe(saved["step"], saved["best_step"], saved["best_loss"], rate)
 
     def _describe(
-        self, steps: int, best_step: int | None, best_loss: float | None, rate: float
+        self, steps: int, best_step: int | None, best_loss: float | None, rate: float | None
     ) -> dict[str, Any]:
         """What the training came to."""
         best = None
@@ -133,7 +133,7 @@ class Fit:
         return {
             "steps": steps,
             "stopped_early": self.trainer.stopped_early,
-            "tokens_per_second": round(rate, 1),
+            "tokens_per_second": None if rate is None else round(rate, 1),
             "best_checkpoint": best,
         }
 

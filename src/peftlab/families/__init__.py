@@ -1,1 +1,0 @@
-"""The families of peftlab, one file each; the folder is the registry."""
