@@ -102,6 +102,29 @@ class FamilyMap:
                 return found
         return Site(path=parameter_name, role="other", group="other")
 
+    def blocks(self, stack: str | None = None) -> tuple[Site, ...]:
+        """The blocks, in the model's order.
+
+        Args:
+            stack: A name from `stacks`; None takes every stack.
+
+        Returns:
+            One site of role "block" for each layer; its output is layer i (`hidden_states[i + 1]`).
+        """
+        return tuple(s for s in self.sites if s.role == "block" and stack in (None, s.stack))
+
+    def mixers(self, stack: str | None = None) -> tuple[Site, ...]:
+        """The token mixers (attention and its like), in the model's order.
+
+        Args:
+            stack: A name from `stacks`; None takes every stack.
+
+        Returns:
+            Sites of role "attention" and "cross_attention": the modules that hold the projections.
+        """
+        roles = ("attention", "cross_attention")
+        return tuple(s for s in self.sites if s.role in roles and stack in (None, s.stack))
+
     def num_layers(self, stack: str) -> int:
         """The number of layers of a stack; 0 for "" (outside the stacks)."""
         return self.stacks.get(stack, 0)
