@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",  # two workers with two threads each on two cores are many times slower
 )
+
+os.environ.setdefault("PEFTLAB_CACHE", tempfile.mkdtemp(prefix="peftlab-tests-"))  # certificates proved here
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -104,4 +104,5 @@ TASKS = Catalog("task", "tasks")
 METHODS = Catalog("method", "methods")
 METRICS = Catalog("metric", "metrics")
 PROBES = Catalog("probe", "probes")
+FAMILIES = Catalog("family", "families")
 CATALOGS = {"tasks": TASKS, "methods": METHODS, "metrics": METRICS, "probes": PROBES}

@@ -7,9 +7,10 @@ model; nothing here touches torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from peftlab.certificate import Certificate, StackProof
 from peftlab.errors import TargetError, did_you_mean
 
 TARGET_GROUPS: dict[str, str] = {
@@ -20,6 +21,9 @@ TARGET_GROUPS: dict[str, str] = {
     "all": "both, and the embeddings and the head trained whole",
 }
 """Target group to what it stands for."""
+
+_QUERY_VALUE = ("query", "value", "qkv", "key_value", "query_key")
+_ALL = {"key and value": "both", "query, key and value": "all three"}
 
 SEED_SPELLINGS = {"attention_only": "attention_qv", "mlp_only": "mlp"}
 """S1's spellings of target groups."""
@@ -74,12 +78,18 @@ class FamilyMap:
         sites: All sites, in the model's order.
         stacks: Stack name to its number of layers, in the model's order.
         tied: Whether the head shares its weight with the input embedding.
+        proofs: Stack name to what was proved about it.
+        certificates: The certificates of the transformers models inside, one for each.
+        unproven: Path of a linear layer in a block to the reason why nothing is known of it.
     """
 
     model_type: str
     sites: tuple[Site, ...]
     stacks: Mapping[str, int]
     tied: bool = False
+    proofs: Mapping[str, StackProof] = field(default_factory=dict)
+    certificates: tuple[Certificate, ...] = ()
+    unproven: Mapping[str, str] = field(default_factory=dict)
     _by_path: Mapping[str, Site] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -125,6 +135,14 @@ class FamilyMap:
         roles = ("attention", "cross_attention")
         return tuple(s for s in self.sites if s.role in roles and stack in (None, s.stack))
 
+    def layout(self, stack: str) -> str:
+        """The axes of a stack's hidden states: "bsh" (batch, seq, hidden), "sbh" or "bhs"."""
+        return self.proofs[stack].layout if stack in self.proofs else "bsh"
+
+    def calls(self, stack: str) -> int:
+        """How often each block of a stack runs in one pass: once, but for shared blocks (ALBERT)."""
+        return self.proofs[stack].calls if stack in self.proofs else 1
+
     def num_layers(self, stack: str) -> int:
         """The number of layers of a stack; 0 for "" (outside the stacks)."""
         return self.stacks.get(stack, 0)
@@ -160,6 +178,8 @@ class FamilyMap:
         saved: tuple[Site, ...] = ()
         for target in wanted:
             name = SEED_SPELLINGS.get(target, target)
+            if name in TARGET_GROUPS:
+                self._require_proof(target)
             found = self._group(name) if name in TARGET_GROUPS else self._named(name)
             empty = self._empty_parts(name)
             if not found or empty:
@@ -168,13 +188,54 @@ class FamilyMap:
             if name == "all":
                 saved = self._whole()
         ordered = tuple(site for site in self.sites if site.path in chosen)
-        fused = [site for site in ordered if site.role.endswith("attention.qkv")]
-        notes: tuple[str, ...] = ()
-        if fused and "attention_qv" in {SEED_SPELLINGS.get(t, t) for t in wanted}:
-            notes = (
-                f"query, key and value are one module here ({fused[0].path}): attention_qv adapts all three",
+        names = {SEED_SPELLINGS.get(target, target) for target in wanted}
+        return Selection(ordered, saved, tuple(self._notes(names, ordered)))
+
+    def _require_proof(self, target: str) -> None:
+        """Refuse a target group where a stack is not proved, or only in part.
+
+        Args:
+            target: The group as it was given.
+
+        Raises:
+            TargetError: The purpose of layers that the group would be chosen from is not known.
+        """
+        proved = {(s.stack, s.layer) for s in self.sites if s.linear and s.group in ("attention", "mlp")}
+        blank = [p for p in self.unproven if (self.locate(p).stack, self.locate(p).layer) not in proved]
+        stacks = {stack for stack, _ in proved}
+        wrong = [path for path in blank if not stacks or self.locate(path).stack in stacks]
+        if wrong:
+            names = sorted({path.rpartition(".")[2] for path in self.unproven})
+            raise TargetError(
+                f"target group '{target}': what the parts of this {self.model_type} model do is not proved, because"
+                f" {self.unproven[wrong[0]]} ({wrong[0]}); name modules instead, such as {', '.join(names[:6])}"
             )
-        return Selection(ordered, saved, notes)
+
+    def _notes(self, targets: set[str], chosen: tuple[Site, ...]) -> Iterator[str]:
+        """What a person should know about a selection.
+
+        Args:
+            targets: The targets.
+            chosen: The sites they stand for.
+
+        Yields:
+            Sentences.
+        """
+        fused = [s for s in chosen if s.role.rpartition(".")[2] in ("qkv", "key_value", "query_key")]
+        if fused and "attention_qv" in targets:
+            made = "key and value" if fused[0].role.endswith("key_value") else "query, key and value"
+            yield f"{made} are one module here ({fused[0].path}): attention_qv adapts {_ALL[made]}"
+        if targets & {"mlp", "both", "all"}:
+            experts = [s for s in self.sites if s.role == "mlp.experts"]
+            if experts:
+                yield (
+                    f"{len(experts)} groups of experts hold their weights as 3-D parameters ({experts[0].path}) and are"
+                    " left as they are"
+                )
+        groups = targets & TARGET_GROUPS.keys()
+        if groups and self.unproven:
+            path, reason = next(iter(self.unproven.items()))
+            yield f"{len(self.unproven)} linear layers are left out of target groups, such as {path}: {reason}"
 
     def _group(self, name: str) -> list[Site]:
         """The linear sites of a target group."""
@@ -182,7 +243,7 @@ class FamilyMap:
         if name in ("both", "all"):
             return [s for s in blocks if s.group in ("attention", "mlp")]
         if name == "attention_qv":
-            return [s for s in blocks if s.role.rpartition(".")[2] in ("query", "value", "qkv")]
+            return [s for s in blocks if s.role.rpartition(".")[2] in _QUERY_VALUE]
         return [s for s in blocks if s.group == name]
 
     def _empty_parts(self, name: str) -> list[str]:

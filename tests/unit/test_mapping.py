@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import tiny_models
-from peftlab import mapping
 from peftlab.errors import ModelError, TargetError
-from peftlab.mapping import map_model, unwrap
+from peftlab.mapping import certifying, map_model, parts, unwrap
+from peftlab.mapping.positions import Reach
 
 QKVO = {"attention.query", "attention.key", "attention.value", "attention.output"}
 CROSS = {role.replace("attention", "cross_attention") for role in QKVO}
@@ -63,7 +63,10 @@ MODULES = {  # one module of every architecture that a substring would misplace
         "model.layers.0.mlp.gate_up_proj": "mlp.gate_up",
         "model.layers.0.self_attn.qkv_proj": "attention.qkv",
     },
-    "mixtral": {"model.layers.0.mlp.gate": "mlp", "model.layers.0.self_attn.o_proj": "attention.output"},
+    "mixtral": {
+        "model.layers.0.mlp.experts": "mlp.experts",
+        "model.layers.0.self_attn.o_proj": "attention.output",
+    },
 }
 
 
@@ -240,20 +243,37 @@ def test_a_model_without_blocks_is_refused():
         map_model(nn.Sequential(nn.Linear(2, 2)))
 
 
-def test_a_model_of_plain_modules_is_mapped_by_its_list():
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+class _Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.blocks = nn.ModuleList(Block() for _ in range(3))
 
-    family = map_model(Model())
+class _Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(_Block() for _ in range(3))
+
+
+def test_what_cannot_be_proved_is_never_used_silently():
+    family = map_model(_Plain())
     assert family.stacks == {"layers": 3}
-    assert [s.role for s in family.select("mlp").adapted] == ["mlp.up", "mlp.down"] * 3
+    assert {site.role for site in family.sites if site.linear} == {"unproven"}
+    with pytest.raises(
+        TargetError, match=r"not proved, because it is not a transformers model .* such as down, up"
+    ):
+        family.select("mlp")
+    assert [s.path for s in family.select("up").adapted] == [f"blocks.{i}.up" for i in range(3)], (
+        "by name it works"
+    )
+
+
+def test_models_inside_another_module_are_mapped_together(models):
+    both = nn.ModuleDict({"text": models["llama"], "other": models["bert"]})
+    family = map_model(both)
+    assert dict(family.stacks) == {"text_model_layers": 2, "encoder": 2}
+    assert len(family.select("attention").adapted) == 16
+    assert family.unproven == {}
 
 
 def test_the_tie_is_seen_on_the_meta_device():
@@ -262,8 +282,10 @@ def test_the_tie_is_seen_on_the_meta_device():
             assert map_model(tiny_models.BUILDERS[name](2)).tied is tied
 
 
-def test_the_places_depend_on_the_marks(monkeypatch, models):
-    """The companion: without knowing an attention core, attention counts as position-wise and the test above fails."""
-    monkeypatch.setattr(mapping, "_is_core", lambda module: False)
+def test_the_places_depend_on_the_experiment(monkeypatch, models, tmp_path):
+    """The companion: where a change at one position seems to stay there, nothing mixes and the tests above fail."""
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(certifying, "_known", {})
+    monkeypatch.setattr(parts, "reach", lambda *_: Reach(here=True, earlier=False, later=False))
     roles = {site.role for site in map_model(models["llama"]).sites}
     assert not roles & QKVO

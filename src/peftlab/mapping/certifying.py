@@ -1,0 +1,133 @@
+"""The certificate of a live model's architecture: from memory, from the cache folder, or proved now on a twin."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from peftlab.catalog import FAMILIES
+from peftlab.certificate import VERSION, Certificate
+from peftlab.files import write_json
+from peftlab.mapping.proving import prove
+from peftlab.mapping.structure import block_lists, signature
+from peftlab.mapping.twin import build_twin, twin_config, twin_inputs
+
+_MOST_LAYERS = 16
+_MOST_PARAMETERS = 20_000_000
+_known: dict[str, Certificate] = {}
+
+
+def certify(model: Any) -> Certificate:
+    """The certificate of a model's architecture.
+
+    Args:
+        model: A transformers model on any device; only its class, config and module tree are read.
+
+    Returns:
+        The certificate; `problem` says why where nothing could be proved.
+    """
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        return Certificate(type(model).__name__, "", problem="it is not a transformers model with a config")
+    family = family_exceptions(getattr(config, "model_type", ""))
+    small = twin_config(config, num_layers=layers_needed(model), changes=getattr(family, "TWIN", None))
+    key = _key(type(model), small)
+    if key not in _known:
+        kept = cache_folder() / f"{key}.json"
+        _known[key] = _read(kept) or _keep(kept, _prove(model, small))
+    return _known[key]
+
+
+def layers_needed(model: nn.Module) -> int:
+    """How many layers a twin needs to have every make of block that a model has, four at least.
+
+    Args:
+        model: The model, on any device.
+
+    Returns:
+        The number, at most 16.
+    """
+    most = 4
+    for blocks in block_lists(model).values():
+        marks = [signature(block) for block in blocks]
+        most = max(most, *(marks.index(mark) + 1 for mark in set(marks)))
+    return min(most, _MOST_LAYERS)
+
+
+def family_exceptions(model_type: str) -> Any:
+    """The leaf in `families/` for a model type.
+
+    Args:
+        model_type: The config's model type.
+
+    Returns:
+        The module, or None where the type needs no exception.
+    """
+    name = model_type.replace("-", "_")
+    return FAMILIES.load(name) if name in FAMILIES.names() else None
+
+
+def cache_folder() -> Path:
+    """Where certificates are kept between processes: PEFTLAB_CACHE, or `peftlab` in the user's cache folder."""
+    given = os.environ.get("PEFTLAB_CACHE")
+    base = (
+        Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftlab"
+    )
+    return base / "certificates"
+
+
+def _key(model_class: type, small: Any) -> str:
+    """One key for a class, a config without its sizes, and everything that could change a proof."""
+    facts = {
+        "class": f"{model_class.__module__}.{model_class.__qualname__}",
+        "config": small.to_dict(),
+        "version": VERSION,
+        "libraries": [metadata.version(name) for name in ("transformers", "torch")],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _prove(model: Any, small: Any) -> Certificate:
+    """Build the twin and carry out the experiments; a twin that cannot be built or run is the certificate's problem."""
+    try:
+        twin = build_twin(type(model), small)
+        count = sum(p.numel() for p in twin.parameters())
+        if count > _MOST_PARAMETERS:
+            raise ValueError(f"a tiny {type(model).__name__} still has {count:,} parameters")
+        return prove(twin, twin_inputs(twin))
+    except Exception as error:  # noqa: BLE001 - any model code can fail in any way; the reason is kept and told
+        said = (str(error).strip() or "no message").splitlines()[0][:200]
+        reason = f"no tiny twin of it runs ({type(error).__name__}: {said})"
+        return Certificate(type(model).__name__, getattr(model.config, "model_type", ""), problem=reason)
+
+
+def _read(path: Path) -> Certificate | None:
+    """A kept certificate; None where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return Certificate.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, OSError):
+        return None  # of an older form or cut short: proved anew and written over
+
+
+def _keep(path: Path, certificate: Certificate) -> Certificate:
+    """Write a certificate where the folder allows it: without it the next process proves again."""
+    if not certificate.problem and _writable(path.parent):
+        write_json(path, certificate.to_json())
+    return certificate
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if needed."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    return True

@@ -1,0 +1,228 @@
+"""What a model is made of, by structure alone: lists of blocks, linear layers, vectors, embedding and head.
+
+A block is an element of a `ModuleList` that transformers can checkpoint (`GradientCheckpointingLayer`), or, in models
+without that marker, of a list whose elements are alike and hold linear layers. A model that peft has wrapped is read as
+it stands: an adapted layer counts as the layer it wraps. What a part does is not decided here, but by experiment.
+
+Source: transformers `modeling_layers.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def block_lists(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Outermost lists of blocks.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        Path of the list to its blocks, in the model's order.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    lists = {
+        path: list(module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module)
+        and all(isinstance(block, GradientCheckpointingLayer) for block in module)
+    }
+    if not lists:
+        lists = {
+            path: list(module)
+            for path, module in model.named_modules()
+            if isinstance(module, nn.ModuleList)
+            and len({type(block) for block in module}) == 1
+            and sum(is_linear(m) for m in module[0].modules()) >= 2
+        }
+    return {
+        path: blocks
+        for path, blocks in lists.items()
+        if not any(path.startswith(f"{outer}.") for outer in lists)
+    }
+
+
+def stack_names(paths: list[str]) -> dict[str, str]:
+    """A short name for each block list: layers, encoder, decoder, or its path where these do not tell.
+
+    Args:
+        paths: Paths of the lists.
+
+    Returns:
+        Path to name.
+    """
+    if len(paths) == 1:
+        return {paths[0]: "layers"}
+    names = {}
+    for path in paths:
+        parts = [part for part in path.split(".") if part in ("encoder", "decoder")]
+        names[path] = parts[-1] if parts else path.replace(".", "_")
+    if len(set(names.values())) < len(names):
+        return {path: path.replace(".", "_") for path in paths}
+    return names
+
+
+def leaves(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules without children; a wrapped module counts as one leaf, a shared module comes once.
+
+    Args:
+        module: Any module.
+
+    Yields:
+        Path in the module and the leaf.
+    """
+    seen: set[int] = set()
+
+    def walk(parent: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in parent.named_children():
+            path = f"{prefix}{name}"
+            if id(unwrap(child)) in seen:
+                continue
+            if unwrap(child) is not child or not any(True for _ in child.children()):
+                seen.add(id(unwrap(child)))
+                yield path, child
+            else:
+                if any(True for _ in child.parameters(recurse=False)):
+                    yield path, child
+                yield from walk(child, f"{path}.")
+
+    yield from walk(module, "")
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside peft's wrappers.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        The base layer of a tuner layer, the original of a `modules_to_save` wrapper, else the module itself.
+    """
+    for attribute in ("base_layer", "original_module"):
+        inner = getattr(module, attribute, None)
+        if isinstance(inner, nn.Module):
+            return unwrap(inner)
+    return module
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies its input by one weight matrix: Linear or transformers' Conv1D.
+
+    Args:
+        module: Any module.
+    """
+    inner = unwrap(module)
+    return isinstance(inner, nn.Linear) or (type(inner).__name__ == "Conv1D" and hasattr(inner, "nf"))
+
+
+def widths(module: nn.Module) -> tuple[int, int]:
+    """Input and output width of a linear layer.
+
+    Args:
+        module: A linear layer.
+    """
+    inner: Any = unwrap(module)
+    if isinstance(inner, nn.Linear):
+        return inner.in_features, inner.out_features
+    return int(inner.nx), int(inner.nf)
+
+
+def is_vectors_only(module: nn.Module) -> bool:
+    """Whether a module without children has only vectors as parameters (LayerNorm, RMSNorm and their like).
+
+    Args:
+        module: Any module.
+    """
+    inner = unwrap(module)
+    shapes = [p.dim() for p in inner.parameters()]
+    return bool(shapes) and not any(True for _ in inner.children()) and max(shapes) <= 1
+
+
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """The input embedding, unwrapped, or None where the model names none.
+
+    Args:
+        model: Any model.
+    """
+    getter = getattr(model, "get_input_embeddings", None)
+    found = getter() if getter else None
+    return unwrap(found) if isinstance(found, nn.Module) else None
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The language-model head, unwrapped, or None.
+
+    Args:
+        model: Any model.
+    """
+    getter = getattr(model, "get_output_embeddings", None)
+    found = getter() if getter else None
+    return unwrap(found) if isinstance(found, nn.Module) else None
+
+
+def is_classifier(model: nn.Module, module: nn.Module) -> bool:
+    """Whether a linear layer outside the blocks gives the class logits.
+
+    Args:
+        model: The model.
+        module: The layer.
+    """
+    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    return isinstance(module, nn.Linear) and module.out_features == num_labels
+
+
+def is_tied(model: nn.Module) -> bool:
+    """Whether head and input embedding share one tensor.
+
+    Args:
+        model: Any model, on the meta device too.
+    """
+    embedding, head = input_embedding(model), output_head(model)
+    weights = [getattr(module, "weight", None) for module in (embedding, head)]
+    if not all(isinstance(weight, torch.Tensor) for weight in weights):
+        return False
+    if weights[0] is weights[1]:
+        return True
+    config = getattr(model, "config", None)
+    return bool(getattr(config, "tie_word_embeddings", False)) and weights[0].device.type == "meta"  # type: ignore[union-attr]
+
+
+def signature(block: nn.Module) -> str:
+    """What a block is made of: the paths and classes of its modules, peft's wrappers looked through.
+
+    Args:
+        block: A block.
+
+    Returns:
+        Sixteen hexadecimal digits; equal for blocks of one make, whatever their sizes.
+    """
+    found = [f"{path}:{type(unwrap(module)).__name__}" for path, module in inner_modules(block)]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+
+
+def inner_modules(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules of a block by path; a wrapped module counts as one, its inside is left out.
+
+    Args:
+        block: A block.
+
+    Yields:
+        Path in the block and module.
+    """
+
+    def walk(parent: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in parent.named_children():
+            path = f"{prefix}{name}"
+            yield path, child
+            if unwrap(child) is child:
+                yield from walk(child, f"{path}.")
+
+    yield from walk(block, "")
