@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -43,6 +43,25 @@ def map_model(model: nn.Module) -> FamilyMap:
         ModelError: No list of transformer blocks was found.
     """
     cores = dict(_cores(model))
+    return assemble(model, cores, {prefix: certify(core) for prefix, core in cores.items()})
+
+
+def assemble(
+    model: nn.Module, cores: Mapping[str, nn.Module], certificates: Mapping[str, Certificate]
+) -> FamilyMap:
+    """Put a map together.
+
+    Args:
+        model: The model.
+        cores: The transformers models inside, by path prefix.
+        certificates: The certificate of each.
+
+    Returns:
+        The map.
+
+    Raises:
+        ModelError: No list of transformer blocks was found.
+    """
     lists = {
         f"{prefix}{path}": blocks
         for prefix, core in cores.items()
@@ -57,7 +76,6 @@ def map_model(model: nn.Module) -> FamilyMap:
     sites: list[Site] = []
     unproven: dict[str, str] = {}
     proofs: dict[str, StackProof] = {}
-    certificates = {prefix: certify(core) for prefix, core in cores.items()}
     for path, blocks in lists.items():
         prefix = next(p for p in cores if path.startswith(p))
         proof = certificates[prefix].stack(path[len(prefix) :])

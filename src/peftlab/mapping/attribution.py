@@ -22,7 +22,7 @@ from torch import nn
 from peftlab.attention_interface import AttentionCall
 from peftlab.mapping.positions import Shape
 from peftlab.mapping.structure import widths
-from peftlab.mapping.trace import Call, equal, first_tensor, noise_on, replay
+from peftlab.mapping.trace import Call, equal, first_tensor, noise_like, noise_on, replay
 from peftlab.mapping.twin_sizes import EXPERTS
 
 _NAMES = {
@@ -79,8 +79,8 @@ def attribute_mixer(bench: Bench, shape: Shape) -> tuple[dict[str, str], str]:
         shape: Batch and length of its sequence.
 
     Returns:
-        Layer to the last part of its role (query, key, value, qkv, key_value, output, gate, linear); and the evidence:
-        "interface", "reach" or "".
+        Layer to the last part of its role (query, key, value, qkv, key_value, output, gate, linear, or "behind" where it
+        belongs to something that follows the mixer); and the evidence: "interface", "reach" or "".
     """
     result, calls, inputs = bench.run()
     names = [name for name in bench.layers if name in inputs]
@@ -92,10 +92,34 @@ def attribute_mixer(bench: Bench, shape: Shape) -> tuple[dict[str, str], str]:
         evidence = "reach" if made else ""
     roles = {name: _NAMES[frozenset(kinds)] for name, kinds in made.items() if frozenset(kinds) in _NAMES}
     sources = [name for name, kinds in made.items() if "v" in kinds]
+    mixed = {name for name in names if _input_is_mixed(bench, name, inputs, shape)}
     for name in names:
         if name not in roles:
-            roles[name] = _role_behind(bench, name, sources, result, inputs)
-    return roles, evidence
+            found = _role_behind(bench, name, sources, result, inputs)
+            alone = (
+                found == "output" and mixed and name not in mixed
+            )  # made from a value, before the mixing (Doge)
+            roles[name] = "gate" if alone else found
+    return roles | dict.fromkeys(_behind(bench, roles), "behind"), evidence
+
+
+def _behind(bench: Bench, roles: Mapping[str, str]) -> set[str]:
+    """The layers fed by an output layer with more than its output: they belong to what follows the mixer."""
+    outputs = [name for name, role in roles.items() if role == "output"]
+    _, _, quiet = bench.run()
+    found = set()
+    for name in outputs:
+        with noise_on(bench.layers[name]):
+            _, _, noisy = bench.run()
+        put_out = replay_layer(bench, name)
+        fed = [other for other in outputs if other != name and not equal(noisy[other], quiet[other])]
+        found |= {other for other in fed if not _same_values(quiet[other], put_out)}
+    return found
+
+
+def _same_values(given: torch.Tensor, put_out: torch.Tensor | None) -> bool:
+    """Whether a layer is given just what another puts out (two factors of one output layer), whatever the shape."""
+    return put_out is not None and given.numel() == put_out.numel() and equal(given.reshape(put_out.shape), put_out)
 
 
 def _made(bench: Bench, name: str, calls: Sequence[AttentionCall]) -> set[str]:
@@ -158,8 +182,7 @@ def _input_is_mixed(bench: Bench, name: str, inputs: Mapping[str, torch.Tensor],
     place = shape.index(hidden, position) if hidden is not None else None
     if hidden is None or place is None:
         return False
-    changed = hidden.clone()
-    changed[place] = changed[place] + hidden.std()
+    changed = hidden + noise_like(hidden, at=place)  # a constant would be taken off again by a norm
     moved = Bench(bench.module, bench.call.with_tensor(hidden, changed), bench.layers, bench.seen).run()[2]
     if name not in moved or shape.index(inputs[name], position) is None:
         return False
@@ -191,9 +214,9 @@ def _parts_of(bench: Bench, name: str, feel: Feeler, shape: Shape) -> dict[str, 
         return found
     for feature in range(whole.shape[-1]):
         at = (*place[:2], feature)
-        with noise_on(layer, scale=0.5, at=at):
+        with noise_on(layer, scale=3.0, at=at, like=whole.shape):
             one = feel()
-        with noise_on(layer, scale=1.0, at=at):
+        with noise_on(layer, scale=6.0, at=at, like=whole.shape):
             two = feel()
         if one is None or two is None:
             return {}
@@ -201,9 +224,10 @@ def _parts_of(bench: Bench, name: str, feel: Feeler, shape: Shape) -> dict[str, 
         if not any(felt):
             continue
         elsewhere = any(felt[:position]) or any(felt[position + 1 :])
-        in_proportion = equal(two - quiet, 2 * (one - quiet), tolerance=1e-2)
+        in_proportion = equal(two - quiet, 2 * (one - quiet), tolerance=1e-3)
         found.setdefault("q" if not elsewhere else "v" if in_proportion else "k", []).append(feature)
-    return found
+    felt_in_all = sum(map(len, found.values()))
+    return {kind: features for kind, features in found.items() if 8 * len(features) >= felt_in_all}
 
 
 def replay_layer(bench: Bench, name: str) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from peftlab.catalog import FAMILIES
@@ -40,7 +42,7 @@ def certify(model: Any) -> Certificate:
     key = _key(type(model), small)
     if key not in _known:
         kept = cache_folder() / f"{key}.json"
-        _known[key] = _read(kept) or _keep(kept, _prove(model, small))
+        _known[key] = _read(kept) or _keep(kept, _prove(type(model), small)[1])
     return _known[key]
 
 
@@ -93,18 +95,38 @@ def _key(model_class: type, small: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _prove(model: Any, small: Any) -> Certificate:
+def prove_config(model_class: type[nn.Module], config: Any) -> tuple[nn.Module | None, Certificate]:
+    """Prove the architecture of a class and a config, without the cache.
+
+    Args:
+        model_class: The class.
+        config: A config of any size.
+
+    Returns:
+        The twin and its certificate; None and the problem where no twin runs.
+    """
+    with torch.device("meta"):
+        whole = getattr(model_class, "_from_config", model_class)(copy.deepcopy(config))
+    family = family_exceptions(config.model_type)
+    small = twin_config(config, num_layers=layers_needed(whole), changes=getattr(family, "TWIN", None))
+    return _prove(model_class, small)
+
+
+def _prove(model_class: type[nn.Module], small: Any) -> tuple[nn.Module | None, Certificate]:
     """Build the twin and carry out the experiments; a twin that cannot be built or run is the certificate's problem."""
+    name, model_type = model_class.__name__, getattr(small, "model_type", "")
     try:
-        twin = build_twin(type(model), small)
+        twin = build_twin(model_class, small)
         count = sum(p.numel() for p in twin.parameters())
         if count > _MOST_PARAMETERS:
-            raise ValueError(f"a tiny {type(model).__name__} still has {count:,} parameters")
-        return prove(twin, twin_inputs(twin))
+            raise ValueError(f"a tiny {name} still has {count:,} parameters")
+        inputs = twin_inputs(twin)
+        adapt = getattr(family_exceptions(model_type), "inputs", None)
+        return twin, prove(twin, adapt(twin, inputs) if adapt else inputs)
     except Exception as error:  # noqa: BLE001 - any model code can fail in any way; the reason is kept and told
         said = (str(error).strip() or "no message").splitlines()[0][:200]
-        reason = f"no tiny twin of it runs ({type(error).__name__}: {said})"
-        return Certificate(type(model).__name__, getattr(model.config, "model_type", ""), problem=reason)
+        problem = f"no tiny twin of it runs ({type(error).__name__}: {said})"
+        return None, Certificate(name, model_type, problem=problem)
 
 
 def _read(path: Path) -> Certificate | None:

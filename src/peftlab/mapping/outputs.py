@@ -37,14 +37,18 @@ def hidden_states_of(output: Any) -> list[tuple[torch.Tensor, ...]]:
 def compare_outputs(
     outputs: Sequence[torch.Tensor | None],
     hidden: Sequence[tuple[torch.Tensor, ...]],
-    last: torch.Tensor | None,
+    behind: Sequence[torch.Tensor],
+    *,
+    num_stacks: int = 1,
 ) -> tuple[str, str]:
     """Whether block outputs are hidden states: `outputs[i] == hidden[i + 1]`.
 
     Args:
         outputs: The blocks' outputs in the order they ran.
         hidden: The tuples of hidden states to find them in.
-        last: The last output behind the final norm; transformers puts it into the last place of some models.
+        behind: What modules make of the last output (final norm, downsampling); transformers puts it into the place of
+            the last hidden state of some models.
+        num_stacks: Stacks in the model; some that see (Swin) give one state for each stack, not for each block.
 
     Returns:
         "equal" or what differs; and the layout of the outputs.
@@ -57,15 +61,26 @@ def compare_outputs(
     for states in hidden:
         if len(states) not in (len(outputs) + 1, len(outputs)):
             continue
-        states = states[-len(outputs) :]
         for layout, axes in _LAYOUTS.items():
             given = [_permuted(output, axes) for output in outputs]
-            wrong = [i for i, (o, s) in enumerate(zip(given, states, strict=True)) if not _matches(o, s)]
-            if wrong == [len(outputs) - 1] and equal(last, states[-1]):
+            if all(_matches(o, s) for o, s in zip(given, states[: len(given)], strict=True)):
+                return "equal, without the embeddings before them", layout  # Mamba's
+            wrong = [
+                i
+                for i, (o, s) in enumerate(zip(given, states[-len(given) :], strict=True))
+                if not _matches(o, s)
+            ]
+            if wrong == [len(outputs) - 1] and any(equal(made, states[-1]) for made in behind):
                 wrong = []
             if not wrong:
                 return "equal", layout
-            best = f"output of layer {wrong[0]} is another tensor"
+            if layout == "bsh":
+                best = f"output of layer {wrong[0]} is another tensor"
+    for layout, axes in _LAYOUTS.items():
+        ends = [states[1:] for states in hidden if len(states) == num_stacks + 1 > 2]
+        given = [_permuted(outputs[-1], axes), *behind]
+        if any(_matches(tensor, state) for states in ends for state in states for tensor in given):
+            return "equal after the last block: the model gives one state for each stage", layout
     return best, "bsh"
 
 
@@ -83,22 +98,22 @@ def _permuted(tensor: torch.Tensor | None, axes: tuple[int, ...]) -> torch.Tenso
 
 def find_final_norm(
     last: torch.Tensor | None, calls: Mapping[str, list[Call]], norms: Sequence[str]
-) -> tuple[str | None, torch.Tensor | None]:
+) -> str | None:
     """The norm that runs on the last block's output.
 
     Args:
         last: That output.
         calls: All recorded calls.
-        norms: Paths of norms outside the blocks.
+        norms: Paths of what may be a norm outside the blocks.
 
     Returns:
-        Its path and its result; None without one.
+        Its path; None without one.
     """
     for path in norms:
-        for call in calls.get(path, ()):
-            if equal(call.hidden, last):
-                return path, call.result
-    return None, None
+        runs = [call for call in calls.get(path, ()) if equal(call.hidden, last)]
+        if runs and not equal(runs[0].result, last):
+            return path
+    return None
 
 
 def compare_head(logits: torch.Tensor | None, head: torch.Tensor | None) -> str:

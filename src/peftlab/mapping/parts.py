@@ -6,13 +6,13 @@ A part with vectors only whose result does not change when its input is three ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from peftlab.mapping.positions import Shape, looks_across, reach
-from peftlab.mapping.structure import is_linear, is_vectors_only
+from peftlab.mapping.structure import is_vectors_only
 from peftlab.mapping.trace import Call, equal, replay
 
 
@@ -37,7 +37,14 @@ class Parts:
         return [path for path, kind in self.kinds.items() if kind in kinds]
 
 
-def find_parts(block: nn.Module, calls: Mapping[str, Call], shape: Shape, other_length: int | None) -> Parts:
+def find_parts(
+    block: nn.Module,
+    calls: Mapping[str, Call],
+    shape: Shape,
+    other_length: int | None,
+    *,
+    opened: Collection[str] = (),
+) -> Parts:
     """Tell the parts of a block apart.
 
     Args:
@@ -45,22 +52,29 @@ def find_parts(block: nn.Module, calls: Mapping[str, Call], shape: Shape, other_
         calls: Path in the block to a recorded call.
         shape: Batch and length of the block's sequence.
         other_length: Length of the sequence that cross attention looks at; None where there is none.
+        opened: Parts that are looked into instead, because they hold more than one.
 
     Returns:
         The parts.
     """
     found = Parts()
-    for path, module in _candidates(block, calls):
+    for path, module in _candidates(block, opened):
         call = calls.get(path)
         if is_vectors_only(module) and call is not None and _is_norm(module, call):
             found.kinds[path] = "norm"
             found.norms.add(_norm_make(module, call))
-        elif _holds_matrix(module):
+        elif _holds_matrix(module) or (call is not None and _mixes(module, call, shape)):
             _place(found, path, module, call, shape, other_length)
         for inner, norm in _inner_norms(path, module, calls):
             found.kinds[inner] = "norm"
             found.norms.add(_norm_make(norm, calls[inner]))
     return found
+
+
+def _mixes(module: nn.Module, call: Call, shape: Shape) -> bool:
+    """Whether a module without matrices mixes tokens all the same (FNet's Fourier transform)."""
+    far = reach(module, call, shape)
+    return far is not None and far.elsewhere
 
 
 def _place(
@@ -84,17 +98,21 @@ def _place(
         found.unproven[path] = "its result does not depend on its input"
 
 
-def _candidates(block: nn.Module, calls: Mapping[str, Call]) -> Iterator[tuple[str, nn.Module]]:
-    """The children of a block; those of lists and of mere containers stand for these."""
+def _candidates(block: nn.Module, opened: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The children of a block; those of lists, of mere containers and of opened parts stand for these."""
     children = list(_children(block))
     while True:
         holders = [(path, m) for path, m in children if _holds_matrix(m)]
-        if len(holders) == 1 and not is_linear(holders[0][1]) and len(list(_children(holders[0][1]))) > 1:
-            path, only = holders[0]
-            inner = [(f"{path}.{name}", child) for name, child in _children(only)]
-            children = [pair for pair in children if pair[0] != path] + inner
-            continue
-        break
+        grand = [inner for _, m in holders for _, inner in _children(m) if _holds_matrix(inner)]
+        container = len(holders) == 1 and any(
+            any(True for _ in inner.children()) for inner in grand
+        )  # ALBERT's
+        inside = [pair for pair in holders if container or pair[0] in opened]
+        if not inside:
+            break
+        for path, outer in inside:
+            children.remove((path, outer))
+            children += [(f"{path}.{name}", child) for name, child in _children(outer)]
     yield from children
 
 

@@ -92,9 +92,15 @@ def reach(module: nn.Module, call: Call, shape: Shape) -> Reach | None:
         The reach, or None where input or output have no positions.
     """
     hidden, before = call.hidden, call.result
-    position = shape.length // 2
     if hidden is None or before is None:
         return None
+    if (
+        shape.index(hidden, 0) is None
+        and hidden.dim() == 3
+        and hidden.shape[:2].numel() == shape.batch * shape.length
+    ):
+        shape = Shape(*hidden.shape[:2])  # windows of a picture stand as rows (Swin)
+    position = shape.length // 2
     place = shape.index(hidden, position)
     if place is None or shape.index(before, position) is None:
         return None

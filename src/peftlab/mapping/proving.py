@@ -30,7 +30,7 @@ from peftlab.mapping.structure import (
     output_head,
     signature,
 )
-from peftlab.mapping.trace import Call, record
+from peftlab.mapping.trace import Call, equal, record
 
 
 def prove(twin: Any, inputs: Mapping[str, torch.Tensor]) -> Certificate:
@@ -75,9 +75,17 @@ def _prove_stack(
     if not runs:
         return StackProof(path)
     outputs = [call.result for call in runs]
-    outside = [p for p, m in twin.named_modules() if is_vectors_only(m) and not p.startswith(f"{path}.")]
-    norm, normed = find_final_norm(outputs[-1], calls, outside)
-    verdict, layout = compare_outputs(outputs, hidden_states_of(output), normed)
+    outside = [p for p, m in twin.named_modules() if _may_be_norm(m) and not p.startswith(f"{path}.")]
+    norm = find_final_norm(outputs[-1], calls, outside)
+    behind = [
+        call.result
+        for p, made in calls.items()
+        for call in made
+        if not p.startswith(f"{path}.") and call.result is not None and equal(call.hidden, outputs[-1])
+    ]
+    verdict, layout = compare_outputs(
+        outputs, hidden_states_of(output), behind, num_stacks=len(block_lists(twin))
+    )
     kinds: dict[str, BlockKind] = {}
     for block, block_path in zip(blocks, paths, strict=True):
         own = {p[len(block_path) + 1 :]: c[0] for p, c in calls.items() if p.startswith(f"{block_path}.")}
@@ -85,6 +93,12 @@ def _prove_stack(
         if mark not in kinds and block_path in calls:
             kinds[mark] = _prove_kind(block, calls[block_path][0], own, seen, mark)
     return StackProof(path, layout, verdict, max(1, len(runs) // len(blocks)), norm, tuple(kinds.values()))
+
+
+def _may_be_norm(module: nn.Module) -> bool:
+    """Whether a module holds vectors, or nothing (OLMo's norm has no gains), and no other modules."""
+    holds_nothing = not any(True for _ in module.parameters()) and not any(True for _ in module.children())
+    return holds_nothing or is_vectors_only(module)
 
 
 def _shape(call: Call) -> tuple[Shape, int | None]:
@@ -103,16 +117,14 @@ def _prove_kind(
 ) -> BlockKind:
     """All experiments on one make of block."""
     shape, other = _shape(call)
-    parts = find_parts(block, own, shape, other)
     layers = {p: m for p, m in inner_modules(block) if is_linear(m)}
-    roles: dict[str, str] = {}
-    evidence: set[str] = set()
-    for path in parts.of("mixer", "cross_mixer"):
-        inside = {p: m for p, m in layers.items() if p == path or p.startswith(f"{path}.")}
-        found, how = attribute_mixer(Bench(block.get_submodule(path), own[path], inside, seen), shape)
-        kind = "cross_attention" if parts.kinds[path] == "cross_mixer" else "attention"
-        roles |= {p: f"{kind}.{role}" for p, role in found.items()}
-        evidence |= {how} - {""}
+    opened: set[str] = set()  # mixers that hold an MLP too are looked into
+    while True:
+        parts = find_parts(block, own, shape, other, opened=opened)
+        roles, evidence, behind = _mixer_roles(block, own, parts, layers, seen, shape)
+        if not behind - opened:
+            break
+        opened |= behind
     roles |= _mlp_roles(block, call, own, parts, layers, seen)
     running = parts.of("mixer", "cross_mixer", "position_wise")
     norms = parts.of("norm")
@@ -126,6 +138,29 @@ def _prove_kind(
         evidence="+".join(sorted(evidence)),
         unproven=parts.unproven,
     )
+
+
+def _mixer_roles(
+    block: nn.Module,
+    own: Mapping[str, Call],
+    parts: Parts,
+    layers: Mapping[str, nn.Module],
+    seen: list[AttentionCall],
+    shape: Shape,
+) -> tuple[dict[str, str], set[str], set[str]]:
+    """The roles of the linear layers of a block's mixers, the evidence, and mixers that hold more than a mixer."""
+    roles: dict[str, str] = {}
+    evidence: set[str] = set()
+    behind: set[str] = set()
+    for path in parts.of("mixer", "cross_mixer"):
+        inside = {p: m for p, m in layers.items() if p == path or p.startswith(f"{path}.")}
+        found, how = attribute_mixer(Bench(block.get_submodule(path), own[path], inside, seen), shape)
+        if "behind" in found.values() and not is_linear(block.get_submodule(path)):
+            behind.add(path)
+        kind = "cross_attention" if parts.kinds[path] == "cross_mixer" else "attention"
+        roles |= {p: f"{kind}.{role}" for p, role in found.items()}
+        evidence |= {how} - {""}
+    return roles, evidence, behind
 
 
 def _mlp_roles(

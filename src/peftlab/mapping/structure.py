@@ -1,7 +1,7 @@
 """What a model is made of, by structure alone: lists of blocks, linear layers, vectors, embedding and head.
 
 A block is an element of a `ModuleList` that transformers can checkpoint (`GradientCheckpointingLayer`), or, in models
-without that marker, of a list whose elements are alike and hold linear layers. A model that peft has wrapped is read as
+without that marker, of a list whose elements are alike and hold matrices. A model that peft has wrapped is read as
 it stands: an adapted layer counts as the layer it wraps. What a part does is not decided here, but by experiment.
 
 Source: transformers `modeling_layers.py`.
@@ -18,7 +18,7 @@ from torch import nn
 
 
 def block_lists(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """Outermost lists of blocks.
+    """The lists of blocks: innermost of those marked, for a stage of blocks is marked too (Swin); outermost otherwise.
 
     Args:
         model: Any model.
@@ -35,14 +35,17 @@ def block_lists(model: nn.Module) -> dict[str, list[nn.Module]]:
         and len(module)
         and all(isinstance(block, GradientCheckpointingLayer) for block in module)
     }
-    if not lists:
-        lists = {
-            path: list(module)
-            for path, module in model.named_modules()
-            if isinstance(module, nn.ModuleList)
-            and len({type(block) for block in module}) == 1
-            and sum(is_linear(m) for m in module[0].modules()) >= 2
+    if lists:
+        return {
+            path: blocks for path, blocks in lists.items() if not any(p.startswith(f"{path}.") for p in lists)
         }
+    lists = {
+        path: list(module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len({type(block) for block in module}) == 1
+        and sum(p.dim() > 1 for p in module[0].parameters()) >= 2
+    }
     return {
         path: blocks
         for path, blocks in lists.items()
@@ -152,8 +155,7 @@ def input_embedding(model: nn.Module) -> nn.Module | None:
     Args:
         model: Any model.
     """
-    getter = getattr(model, "get_input_embeddings", None)
-    found = getter() if getter else None
+    found = _ask(model, "get_input_embeddings")
     return unwrap(found) if isinstance(found, nn.Module) else None
 
 
@@ -163,9 +165,16 @@ def output_head(model: nn.Module) -> nn.Module | None:
     Args:
         model: Any model.
     """
-    getter = getattr(model, "get_output_embeddings", None)
-    found = getter() if getter else None
+    found = _ask(model, "get_output_embeddings")
     return unwrap(found) if isinstance(found, nn.Module) else None
+
+
+def _ask(model: nn.Module, getter: str) -> Any:
+    """What a model's own getter names; None where it has none or the getter says that it does not know."""
+    try:
+        return getattr(model, getter, lambda: None)()
+    except (RuntimeError, AttributeError):
+        return None  # transformers' way of saying so (Canine, composite models)
 
 
 def is_classifier(model: nn.Module, module: nn.Module) -> bool:

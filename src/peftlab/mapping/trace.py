@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 TOLERANCE = 1e-4
 """Two float32 tensors are equal where they differ by less than this times their largest value."""
@@ -91,7 +92,7 @@ def record(model: nn.Module, inputs: Mapping[str, Any], **options: Any) -> tuple
 
     def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            calls.setdefault(path, []).append(Call(args, kwargs, output))
+            calls.setdefault(path, []).append(Call(*_copies((args, kwargs, output))))
 
         return hook
 
@@ -109,6 +110,12 @@ def record(model: nn.Module, inputs: Mapping[str, Any], **options: Any) -> tuple
     return calls, output
 
 
+def _copies(values: Any) -> Any:
+    """The same nested values with every tensor copied: a model may go on to change it in place (Falcon)."""
+    made: dict[int, torch.Tensor] = {}
+    return tree_map_only(torch.Tensor, lambda t: made.setdefault(id(t), t.clone()), values)
+
+
 def replay(module: nn.Module, call: Call) -> torch.Tensor | None:
     """The first tensor that a module gives for recorded arguments.
 
@@ -124,7 +131,9 @@ def replay(module: nn.Module, call: Call) -> torch.Tensor | None:
 
 
 @contextmanager
-def noise_on(module: nn.Module, *, seed: int = 1, scale: float = 1.0, at: Any = None) -> Iterator[None]:
+def noise_on(
+    module: nn.Module, *, seed: int = 1, scale: float = 1.0, at: Any = None, like: torch.Size | None = None
+) -> Iterator[None]:
     """Add noise to the first tensor that a module gives.
 
     Args:
@@ -132,6 +141,7 @@ def noise_on(module: nn.Module, *, seed: int = 1, scale: float = 1.0, at: Any = 
         seed: Seeds the noise.
         scale: Factor on the noise, which otherwise has the output's own size.
         at: An index into the output where noise is added; None for everywhere.
+        like: Leave outputs of another shape alone, where a module runs on several sequences.
 
     Yields:
         Nothing; within, the module is noisy.
@@ -139,7 +149,7 @@ def noise_on(module: nn.Module, *, seed: int = 1, scale: float = 1.0, at: Any = 
 
     def hook(_: nn.Module, args: Any, output: Any) -> Any:
         tensor = first_tensor(output)
-        if tensor is None:
+        if tensor is None or (like is not None and tensor.shape != like):
             return output
         noisy = tensor + noise_like(tensor, seed=seed, scale=scale, at=at)
         if tensor is output:

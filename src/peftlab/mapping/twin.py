@@ -149,11 +149,19 @@ def twin_inputs(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
     vocabulary = min(VOCABULARY, getattr(config.get_text_config(), "vocab_size", VOCABULARY) or VOCABULARY)
     ids = torch.randint(10, vocabulary - 10, (2, LENGTH), generator=source)
     inputs: dict[str, torch.Tensor] = {}
-    if main == "pixel_values":
-        size, channels = config.image_size, config.num_channels
-        inputs["pixel_values"] = torch.randn(2, channels, size, size, generator=source)
-    else:
+    if main != "pixel_values":
         inputs["input_ids"] = ids
+    if main == "pixel_values" or _has_two_towers(config):
+        seen = getattr(config, "vision_config", config)
+        inputs["pixel_values"] = torch.randn(
+            2, seen.num_channels, seen.image_size, seen.image_size, generator=source
+        )
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids.flip(0)[:, : LENGTH - 3]
     return inputs
+
+
+def _has_two_towers(config: Any) -> bool:
+    """Whether a model reads a text and a picture beside each other (CLIP), not pictures inside a text."""
+    names = ("image_token_id", "image_token_index")
+    return hasattr(config, "vision_config") and not any(hasattr(config, name) for name in names)
