@@ -83,16 +83,6 @@ def test_losses_hold_the_last_attempt_only(tmp_path: Path) -> None:
     assert read_losses(run).training == [1.0, 1.0, 1.0]
 
 
-def test_charts_of_several_runs(tmp_path: Path) -> None:
-    runs = [fabricate_run(tmp_path, "a", steps=30), fabricate_run(tmp_path, "b", steps=20, until="started")]
-    pairs = [(run.name, run) for run in runs]
-    assert figures.plot_loss_comparison(pairs, tmp_path / "loss.png").exists()
-    metrics = runs[0].evaluation()["after"]["metrics"]
-    scores = [("a", None, metrics), ("b", metrics, {})]
-    assert figures.plot_score_comparison(scores, tmp_path / "scores.png").exists()
-    assert figures.plot_score_comparison([("a", None, None)], tmp_path / "none.png").exists()
-
-
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     mpl.rcParams["font.size"] = 17.0
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from peftlab.figures.digest import generate_summary_report
 from peftlab.figures.layers import plot_gradient_evolution, plot_layer_comparison, plot_layer_heatmap
-from peftlab.figures.losses import plot_loss_comparison, plot_score_comparison, plot_training_loss
+from peftlab.figures.losses import plot_training_loss
 from peftlab.figures.norms import plot_gradient_norms
 
 __all__ = [
@@ -16,7 +16,5 @@ __all__ = [
     "plot_gradient_norms",
     "plot_layer_comparison",
     "plot_layer_heatmap",
-    "plot_loss_comparison",
-    "plot_score_comparison",
     "plot_training_loss",
 ]

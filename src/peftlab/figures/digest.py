@@ -8,8 +8,8 @@ from typing import Any
 
 from peftlab.comparison import evaluation_of, metrics_of, status_of
 from peftlab.errors import DataError
-from peftlab.figures.losses import read_losses
 from peftlab.files import write_text
+from peftlab.losses import read_losses
 from peftlab.run import RunFolder
 from peftlab.tables import phase_rows, render_text, show_bytes, show_count, show_score, show_seconds
 

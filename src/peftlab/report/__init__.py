@@ -9,7 +9,9 @@ from pathlib import Path
 from peftlab.comparison import Comparison, compare_runs, evaluation_of, metrics_of, status_of
 from peftlab.errors import DataError
 from peftlab.files import write_text
-from peftlab.report.page import Section, picture, render_page, scrolling
+from peftlab.losses import read_losses
+from peftlab.report.comparison_charts import draw_losses, draw_scores
+from peftlab.report.page import Section, render_page, scrolling
 from peftlab.report.sections import SECTIONS
 from peftlab.run import RunFolder
 from peftlab.tables import render_html
@@ -89,16 +91,9 @@ def _lead(run: RunFolder) -> str:
 
 def _comparison_sections(comparison: Comparison) -> list[Section]:
     """The parts of the page of several runs."""
-    from tempfile import TemporaryDirectory
-
-    from peftlab.figures import plot_loss_comparison, plot_score_comparison
-
     pairs = list(zip(comparison.labels, comparison.runs, strict=True))
     evaluations = [(label, evaluation_of(run)) for label, run in pairs]
     scores = [(label, metrics_of(e, "before"), metrics_of(e, "after")) for label, e in evaluations]
-    with TemporaryDirectory() as folder:
-        score_chart = picture(plot_score_comparison(scores, Path(folder) / "scores.png"), "scores")
-        loss_chart = picture(plot_loss_comparison(pairs, Path(folder) / "losses.png"), "losses")
     notes = "".join(f"<li>{escape(note)}.</li>" for note in comparison.notes)
     settings = "<p>All settings are the same.</p>"
     if len(comparison.settings) > 1:
@@ -109,9 +104,9 @@ def _comparison_sections(comparison: Comparison) -> list[Section]:
         if run.report.exists()
     )
     sections = [
-        Section("Scores", f"{score_chart}<ul>{notes}</ul>"),
+        Section("Scores", f"{draw_scores(scores)}<ul>{notes}</ul>"),
         Section("Results", scrolling(render_html(comparison.results), wide=True)),
         Section("Settings that differ", settings),
-        Section("Loss", loss_chart),
+        Section("Loss", draw_losses([(label, read_losses(run)) for label, run in pairs])),
     ]
     return [*sections, Section("Pages of the runs", f"<ul>{links}</ul>")] if links else sections
