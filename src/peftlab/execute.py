@@ -23,11 +23,13 @@ from peftlab.config import RunConfig, build_config, read_yaml
 from peftlab.devices import choose_device, describe_environment, num_processes, peak_memory, process_rank
 from peftlab.errors import Interrupted, RunError
 from peftlab.evaluation import Evaluator
+from peftlab.family import FamilyMap
 from peftlab.files import write_json
 from peftlab.fit import Fit, wait_for_all
 from peftlab.gradients import GradientGroups
 from peftlab.loading import hash_tensors, hash_tokenizer, load_model
 from peftlab.mapping import map_model
+from peftlab.mapping.spot_check import spot_check
 from peftlab.method import Attachment
 from peftlab.objective import ModelLoss
 from peftlab.probe import ProbeContext
@@ -164,9 +166,11 @@ class _Execution:
         wait_for_all()
         adapter = self.config.adapters[0]
         method = METHODS.load(adapter.method)
+        family = map_model(base)
+        self._look_once_more(base, family)
         attachment: Attachment = method.attach(
             base,
-            map_model(base),
+            family,
             method.Settings(**adapter.settings),
             head=self.resolved.source.head,
             seed=self.config.training.seed,
@@ -195,6 +199,13 @@ class _Execution:
 
         self.show(f"run folder: {run.path}")
         self.show(render_preflight(self.resolved.preflight))
+
+    def _look_once_more(self, base: Any, family: FamilyMap) -> None:
+        """Check on the real weights, with a row of the run, what was proved on a twin."""
+        collator = Collator(self.resolved.source.tokenizer.pad_token_id, self.resolved.source.head)
+        found = spot_check(base, family, collator(self.resolved.train_rows[:1]))
+        if process_rank() == 0:
+            self.run.append_event("map_checked", found=found)
 
     def _timed(self, part: str, action: Callable[[], Any]) -> Any:
         """Do something and note how long it took."""

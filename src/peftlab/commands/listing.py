@@ -75,6 +75,12 @@ def columns(rows: Sequence[Row], *, width: int | None = None) -> str:
     return "\n".join(lines)
 
 
+def _families() -> str:
+    from peftlab.commands.families import tell_families
+
+    return tell_families()
+
+
 def _presets() -> str:
     from peftlab.commands.presets import describe_preset, preset_names
 
@@ -147,6 +153,7 @@ _OTHERS: dict[str, tuple[Callable[[], str], str]] = {
     "targets": (_targets, "groups of modules that an adapter can stand beside, for --target"),
     "flags": (_flags, "the short spellings of config keys"),
     "config": (_config, "every config key with type, default and meaning"),
+    "families": (_families, "architectures: what is proved of each, measured on this version's transformers"),
     "schema": (_schema, "the JSON schema of config files, for editors"),
 }
 KINDS: Iterable[str] = (*CATALOGS, *_OTHERS)

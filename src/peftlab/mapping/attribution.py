@@ -119,7 +119,11 @@ def _behind(bench: Bench, roles: Mapping[str, str]) -> set[str]:
 
 def _same_values(given: torch.Tensor, put_out: torch.Tensor | None) -> bool:
     """Whether a layer is given just what another puts out (two factors of one output layer), whatever the shape."""
-    return put_out is not None and given.numel() == put_out.numel() and equal(given.reshape(put_out.shape), put_out)
+    return (
+        put_out is not None
+        and given.numel() == put_out.numel()
+        and equal(given.reshape(put_out.shape), put_out)
+    )
 
 
 def _made(bench: Bench, name: str, calls: Sequence[AttentionCall]) -> set[str]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from typing import Any
 
-import torch
 from torch import nn
 
 from peftlab.certificate import Certificate
-from peftlab.errors import TargetError
+from peftlab.errors import RunError, TargetError
 from peftlab.family import FamilyMap
 from peftlab.mapping.assembly import assemble
 from peftlab.mapping.certifying import family_exceptions, prove_config
-from peftlab.mapping.twin import twin_inputs
 
 _TEXT = (
     "SEQ_TO_SEQ_CAUSAL_LM",
@@ -126,7 +125,7 @@ def default_config(model_type: str, model_class: Any) -> Any:
 
 
 def measure(
-    types: dict[str, type[nn.Module]], tell: Callable[[Coverage], None] | None = None
+    types: dict[str, type[nn.Module]], tell: Callable[[Coverage], object] | None = None
 ) -> list[Coverage]:
     """Try every type.
 
@@ -247,14 +246,24 @@ def totals(rows: Iterable[Coverage]) -> Iterator[tuple[str, int]]:
     )
 
 
-def run_once(twin: Any) -> Any:
-    """One forward pass of a twin.
-
-    Args:
-        twin: From `prove_config`.
+def prove_families() -> dict[str, Any]:
+    """Measure every text model type of the installed transformers, and the seven that see.
 
     Returns:
-        The model's output.
+        Plain values: versions, totals, and a row for each type, under "text" and "vision".
+
+    Raises:
+        RunError: No model type could be proved.
     """
-    with torch.no_grad():
-        return twin(**twin_inputs(twin))
+    from tqdm import tqdm
+
+    kinds = {"text": text_types(), "vision": vision_types()}
+    with tqdm(total=sum(map(len, kinds.values())), desc="proving", unit="type", leave=False) as bar:
+        rows = {name: measure(types, lambda _: bar.update()) for name, types in kinds.items()}
+    if not any(row.runs for row in rows["text"]):
+        raise RunError(f"no model type could be proved; the first said: {rows['text'][0].note}")
+    return {
+        "versions": {name: metadata.version(name) for name in ("transformers", "torch")},
+        "totals": {name: dict(totals(found)) for name, found in rows.items()},
+        **{name: [row.to_json() for row in found] for name, found in rows.items()},
+    }

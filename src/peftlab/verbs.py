@@ -1,0 +1,313 @@
+"""The verbs of the command line: the arguments of each, and what it does.
+
+Nothing heavy is imported before a verb needs it: lists, reports and config errors never load torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peftlab.commands.flags import read_flags
+from peftlab.commands.parsing import Parser, RunParser, add_settings, count, given_flags, read_prompts
+from peftlab.errors import ConfigError, InputError
+
+
+class Verb(NamedTuple):
+    """One verb of the command line.
+
+    Attributes:
+        text: What it does, one line.
+        usage: Examples below its help.
+        add: Adds its arguments to a parser.
+        do: Carries it out and returns the exit code.
+        parser: The class of its parser.
+    """
+
+    text: str
+    usage: str
+    add: Callable[[Parser], None]
+    do: Callable[[argparse.Namespace], int]
+    parser: type[Parser] = Parser
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection while small things are built: it makes a light command a tenth faster.
+
+    Yields:
+        Nothing; collection is on again afterwards.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _add_run(parser: Parser) -> None:
+    """The arguments of `run`."""
+    add_settings(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        metavar="RUN",
+        help="go on with a stopped run (the last one where none is named) under its own settings",
+    )
+
+
+@no_collection()
+def _config(args: argparse.Namespace) -> Any:
+    """The config that a command line asks for, its places checked."""
+    from peftlab.commands.preconditions import check_places
+    from peftlab.commands.sources import config_from, read_assignment
+
+    assignments = [read_assignment(text) for text in args.assignments] + read_flags(given_flags(args))
+    config = config_from(config_file=args.config, preset=args.preset, assignments=assignments)
+    check_places(config)
+    return config
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Carry out `peftlab run`."""
+    if args.resume is not None:
+        return _resume(args)
+    config = _config(args)
+    from peftlab.execute import execute
+
+    execute(config)
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    """Carry out `peftlab run --resume`."""
+    given = [f"--{flag.name}" for flag, _ in given_flags(args) if flag.name != "output_dir"]
+    given += [f"--set {text}" for text in args.assignments]
+    given += ([f"--preset {args.preset}"] if args.preset else []) + (
+        [str(args.config)] if args.config else []
+    )
+    if given:
+        raise ConfigError(
+            f"--resume goes on with the run's own settings, so {', '.join(given)} cannot be given too;"
+            " start a new run for other settings"
+        )
+    from peftlab.config import build_config, read_yaml
+
+    folder = _find_run(args.resume, args.output_dir)
+    config = build_config(read_yaml(folder / "config.yaml"))
+    from peftlab.execute import execute
+
+    execute(config, resume=folder)
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    """Carry out `peftlab plan`."""
+    config = _config(args)
+    from peftlab.execute import plan
+    from peftlab.tables import render_preflight
+
+    print(render_preflight(plan(config)))
+    return 0
+
+
+def _directory(output_dir: str | None) -> Path:
+    """The folder in which run folders lie."""
+    if output_dir is not None:
+        return Path(output_dir)
+    from peftlab.config import OutputSettings
+
+    return OutputSettings().directory
+
+
+def _find_run(reference: str, output_dir: str | None) -> Path:
+    """The folder of a run that is named by path, by name or as "last"."""
+    from peftlab.run import RunFolder
+
+    return Path(RunFolder.find(reference, _directory(output_dir)).path)
+
+
+def _add_place(parser: Parser) -> None:
+    """The argument that says where run folders lie."""
+    parser.add_argument("--output_dir", metavar="DIR", help="folder in which run folders lie (default: runs)")
+
+
+def _add_evaluate(parser: Parser) -> None:
+    """The arguments of `evaluate`."""
+    parser.add_argument(
+        "reference", metavar="RUN|MODEL", help="a run (path, name or last), or a model (folder or hub name)"
+    )
+    parser.add_argument(
+        "--task", "--dataset", metavar="TASK", help="task to score on (default: the run's own)"
+    )
+    parser.add_argument("--data_dir", metavar="DIR", type=Path, help="folder with the data set's own files")
+    parser.add_argument("--num_samples", metavar="N", help="test examples to score (default: all)")
+    parser.add_argument("--batch_size", metavar="N", help="prompts generated together")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for scores and answers")
+    _add_place(parser)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    """Carry out `peftlab evaluate`."""
+    from peftlab.catalog import TASKS
+    from peftlab.commands.preconditions import check_data_folder
+
+    num_samples, batch_size = count(args.num_samples, "num_samples"), count(args.batch_size, "batch_size")
+    task = TASKS.check(args.task) if args.task else None
+    check_data_folder(args.data_dir)
+    from peftlab.commands.printing import scores
+    from peftlab.evaluation import evaluate_saved
+
+    result = evaluate_saved(
+        args.reference,
+        task=task,
+        data_dir=args.data_dir,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        output=args.output,
+        directory=_directory(args.output_dir),
+    )
+    print(scores(result))
+    return 0
+
+
+def _add_generate(parser: Parser) -> None:
+    """The arguments of `generate`."""
+    parser.add_argument("reference", metavar="RUN", help="a run: path, name or last")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", action="append", help="what to answer; again for more")
+    source.add_argument("--file", metavar="PATH", type=Path, help="text file with one prompt on each line")
+    parser.add_argument(
+        "--max_new_tokens", metavar="N", help="longest answer in tokens (default: as the run did)"
+    )
+    _add_place(parser)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    """Carry out `peftlab generate`."""
+    max_new_tokens = count(args.max_new_tokens, "max_new_tokens")
+    prompts = args.prompt or read_prompts(args.file)
+    from peftlab.commands.printing import side_by_side
+    from peftlab.generation import answer
+
+    directory = _directory(args.output_dir)
+    for given in answer(args.reference, prompts, max_new_tokens=max_new_tokens, directory=directory):
+        print(side_by_side(given["prompt"], given["adapter_on"], given["adapter_off"]))
+    return 0
+
+
+def _add_report(parser: Parser) -> None:
+    """The arguments of `report`."""
+    parser.add_argument(
+        "references", metavar="RUN", nargs="+", help="a run: path, name or last; several are compared"
+    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="where the page of several runs goes")
+    _add_place(parser)
+
+
+def _report(args: argparse.Namespace) -> int:
+    """Carry out `peftlab report`."""
+    runs = [_find_run(reference, args.output_dir) for reference in args.references]
+    from peftlab.report import write_comparison, write_report
+
+    if len(runs) == 1:
+        if args.output is not None:
+            raise InputError("--output is for several runs; the page of one run is report.html in its folder")
+        print(write_report(runs[0]))
+    else:
+        print(write_comparison(runs, args.output))
+    return 0
+
+
+def _add_list(parser: Parser) -> None:
+    """The arguments of `list`."""
+    parser.add_argument("kind", metavar="KIND", nargs="?", help="what to list; without it, the kinds")
+    parser.add_argument("--markdown", action="store_true", help="as the page docs/flags.md (flags only)")
+    parser.add_argument("--prove", action="store_true", help="measure anew (families only; some minutes)")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for what --prove measures")
+
+
+@no_collection()
+def _list(args: argparse.Namespace) -> int:
+    """Carry out `peftlab list`."""
+    from peftlab.commands.listing import describe_kinds, list_kind
+
+    if args.prove or args.output is not None:
+        return _prove(args)
+    print(describe_kinds() if args.kind is None else list_kind(args.kind, markdown=args.markdown))
+    return 0
+
+
+def _prove(args: argparse.Namespace) -> int:
+    """Carry out `peftlab list KIND --prove`."""
+    if args.kind != "families" or not args.prove:
+        raise InputError(
+            "--prove and --output go with families: peftlab list families --prove [--output DIR]"
+        )
+    if args.output is not None:
+        from peftlab.commands.preconditions import check_writable
+
+        check_writable(args.output)
+    from peftlab.commands.families import keep, render
+    from peftlab.mapping.coverage import prove_families
+
+    gc.enable()
+    result = prove_families()
+    if args.output is not None:
+        keep(result, args.output)
+    print(render(result))
+    return 0
+
+
+_SETTINGS_NOTE = """\
+What wins: defaults < preset < CONFIG < command line. The defaults above are the config's own; without
+CONFIG, --preset, --task and --model the run starts from the preset `embedded`, which has its own and keeps
+them under any --set and flag. Dashes and underscores in flags are alike. `peftlab list flags` shows the
+config key of each flag.
+"""
+VERBS: dict[str, Verb] = {
+    "run": Verb(
+        "Fine-tune, measure, score, draw and report; everything goes into one run folder.",
+        _SETTINGS_NOTE
+        + "\nexamples:\n  peftlab run\n  peftlab run --max_steps 100 --phase_strategy early-late\n"
+        "  peftlab run --dataset e2e_nlg --data_dir DIR --model DIR --target both --r 8\n"
+        "  peftlab run runs/NAME/config.yaml --set training.seed=43\n  peftlab run --resume",
+        _add_run,
+        _run,
+        RunParser,
+    ),
+    "plan": Verb(
+        "Show what a run would do - rows, tokens, what trains when - and stop before training.",
+        _SETTINGS_NOTE,
+        add_settings,
+        _plan,
+        RunParser,
+    ),
+    "evaluate": Verb(
+        "Score a run's adapter or any model on a task's test split.",
+        "examples:\n  peftlab evaluate last\n"
+        "  peftlab evaluate MODEL --task e2e_nlg --data_dir DIR --num_samples 100",
+        _add_evaluate,
+        _evaluate,
+    ),
+    "generate": Verb(
+        "Answer prompts with a run's adapter on and off, side by side.",
+        'examples:\n  peftlab generate last --prompt "name[Aromi], food[Italian]"\n'
+        "  peftlab generate runs/NAME --file prompts.txt",
+        _add_generate,
+        _generate,
+    ),
+    "report": Verb(
+        "Write the page of a run, or one page that compares several.",
+        "examples:\n  peftlab report last\n  peftlab report runs/A runs/B --output comparison.html",
+        _add_report,
+        _report,
+    ),
+    "list": Verb("Show what there is: tasks, methods, presets, config keys ...", "", _add_list, _list),
+}
+"""Verb to what it does, in the order of the help."""
