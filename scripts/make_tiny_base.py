@@ -29,6 +29,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "src" / "peftlab" / "assets" / "tiny_base"
 END, PAD = "<|end|>", "<|pad|>"
 HEAD_WEIGHT = 0.3  # of a record's own tokens in the loss: mostly chance, but they teach the words
 IGNORED = -100
@@ -284,12 +285,13 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=2, help="torch threads; another number gives other last bits"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "src" / "peftlab" / "assets" / "tiny_base")
-    parser.add_argument("--log", type=Path, help="default: beside this script, with --quick beside --out")
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--log", type=Path, help="default: beside this script for the shipped base, else beside --out")
     parser.add_argument("--quick", action="store_true", help="a tiny size and three steps, for the test")
     asked = parser.parse_args()
     size, steps = (QUICK, 3) if asked.quick else (Size(), asked.steps)
-    log = asked.log or (asked.out.with_suffix(".log") if asked.quick else Path(__file__).with_suffix(".log"))
+    shipped = asked.out == SHIPPED and not asked.quick
+    log = asked.log or (Path(__file__).with_suffix(".log") if shipped else asked.out.with_suffix(".log"))
     lines: list[str] = []
 
     def tell(line: str) -> None:

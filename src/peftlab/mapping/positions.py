@@ -26,7 +26,8 @@ class Shape:
         """Where the first row's position lies in a tensor.
 
         Args:
-            tensor: (batch, seq, ...), (seq, batch, ...), (batch, ..., seq) or (batch * seq, ...).
+            tensor: (batch, seq, ...), (seq, batch, ...), (batch, ..., seq), (streams, batch, seq, ...) or
+                (batch * seq, ...).
             position: The position.
 
         Returns:
@@ -39,6 +40,8 @@ class Shape:
             return (position, 0)
         if len(shape) == 3 and (shape[0], shape[2]) == (self.batch, self.length):
             return (0, slice(None), position)
+        if len(shape) == 4 and shape[1:3] == (self.batch, self.length):  # several streams side by side (Gemma 3n)
+            return (slice(None), 0, position)
         if shape[:1] == (self.batch * self.length,):
             return (position,)
         return None

@@ -31,6 +31,7 @@ from peftlab.mapping.structure import (
     signature,
 )
 from peftlab.mapping.trace import Call, equal, record
+from peftlab.mapping.twin import ROWS
 
 
 def prove(twin: Any, inputs: Mapping[str, torch.Tensor]) -> Certificate:
@@ -105,7 +106,8 @@ def _shape(call: Call) -> tuple[Shape, int | None]:
     """Batch and length of a block's sequence, and the length of another sequence it is given."""
     hidden = call.hidden
     assert hidden is not None
-    batch, length = (2, hidden.shape[1]) if hidden.shape[0] == 2 else (hidden.shape[1], hidden.shape[0])
+    axes = hidden.shape[1:3] if hidden.dim() == 4 and hidden.shape[0] != ROWS else hidden.shape[:2]
+    batch, length = axes if axes[0] == ROWS else (axes[1], axes[0])
     others = [
         t.shape[1] for t in call.tensors() if t.dim() == 3 and t.shape[0] == batch and t.shape[1] != length
     ]

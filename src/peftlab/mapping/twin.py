@@ -15,8 +15,8 @@ from torch import nn
 
 from peftlab.mapping.twin_sizes import FILLED, HEADS, KEY_VALUE_HEADS, LAYERS, SIZES, VOCABULARY
 
-LENGTH = 12
-"""Tokens of a row in the experiments."""
+ROWS, LENGTH = 2, 12
+"""Rows, and tokens of a row, in the experiments."""
 
 
 def twin_config(config: Any, *, num_layers: int = 4, changes: Mapping[str, Any] | None = None) -> Any:
@@ -54,8 +54,9 @@ def _shrink(config: Any, num_layers: int, changes: Mapping[str, Any]) -> None:
             continue
         elif isinstance(value, int):
             _set(config, name, _small(name, value, num_layers, heads))
-        elif isinstance(value, list | tuple) and depth > num_layers and len(value) == depth:
-            _set(config, name, type(value)(value[:num_layers]))
+        elif isinstance(value, list | tuple):
+            cut = value[:num_layers] if len(value) == depth > num_layers else value
+            _set(config, name, type(value)(_small_item(name, item) for item in cut))
     if kept.get("head_dim") is not None and kept.get("head_dim") == kept.get("qk_rope_head_dim"):
         _set(config, "head_dim", SIZES["qk_rope_head_dim"])  # DeepSeek's rotary width under its other name
     for name in FILLED & kept.keys():
@@ -77,6 +78,11 @@ def _small(name: str, value: int, num_layers: int, heads: int) -> int:
     if name in KEY_VALUE_HEADS:
         return HEADS if value >= heads else 1 if value == 1 else HEADS // 2
     return min(value, SIZES.get(name, value))
+
+
+def _small_item(name: str, item: Any) -> Any:
+    """One item of a list that holds a size for each layer (Gemma 3n's widths)."""
+    return min(item, SIZES.get(name, item)) if isinstance(item, int) and not isinstance(item, bool) else item
 
 
 def _small_token(value: Any) -> Any:
@@ -147,14 +153,14 @@ def twin_inputs(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
     source = torch.Generator().manual_seed(seed)
     main = getattr(model, "main_input_name", "input_ids")
     vocabulary = min(VOCABULARY, getattr(config.get_text_config(), "vocab_size", VOCABULARY) or VOCABULARY)
-    ids = torch.randint(10, vocabulary - 10, (2, LENGTH), generator=source)
+    ids = torch.randint(10, vocabulary - 10, (ROWS, LENGTH), generator=source)
     inputs: dict[str, torch.Tensor] = {}
     if main != "pixel_values":
         inputs["input_ids"] = ids
     if main == "pixel_values" or _has_two_towers(config):
         seen = getattr(config, "vision_config", config)
         inputs["pixel_values"] = torch.randn(
-            2, seen.num_channels, seen.image_size, seen.image_size, generator=source
+            ROWS, seen.num_channels, seen.image_size, seen.image_size, generator=source
         )
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids.flip(0)[:, : LENGTH - 3]
