@@ -40,7 +40,7 @@ class Shape:
             return (position, 0)
         if len(shape) == 3 and (shape[0], shape[2]) == (self.batch, self.length):
             return (0, slice(None), position)
-        if len(shape) == 4 and shape[1:3] == (self.batch, self.length):  # several streams side by side (Gemma 3n)
+        if len(shape) == 4 and shape[1:3] == (self.batch, self.length):  # Gemma 3n's several streams
             return (slice(None), 0, position)
         if shape[:1] == (self.batch * self.length,):
             return (position,)
