@@ -22,7 +22,7 @@ from torch import nn
 from peftlab.errors import ModelError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AttentionCall:
     """What one layer's attention is given, and what it makes of it.
 
@@ -146,12 +146,14 @@ def attention_configs(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
+@torch.no_grad()
 def attention_rows(
     call: AttentionCall, *, heads: Sequence[int] | None = None, start: int = 0, stop: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The probabilities of an observed call, computed anew beside it.
 
-    p = softmax(cap(q k^T scaling) + bias + mask | sink), in float32 at least; only the asked heads and queries are computed.
+    p = softmax(cap(q k^T scaling) + bias + mask | sink), in float32 at least and without gradients; only the asked heads
+    and queries are computed.
 
     Args:
         call: What was observed.
@@ -170,20 +172,20 @@ def attention_rows(
     query, key = _chosen(call, heads)
     scaling = query.shape[-1] ** -0.5 if call.scaling is None else call.scaling
     precise = torch.promote_types(query.dtype, torch.float32)
-    scores = query[..., rows, :].to(precise) @ key.to(precise).transpose(-1, -2) * scaling
+    scores = (query[..., rows, :].to(precise) @ key.to(precise).transpose(-1, -2)).mul_(scaling)
     cap = call.options.get("softcap")
     if cap is not None:
-        scores = torch.tanh(scores / cap) * cap
+        scores.div_(cap).tanh_().mul_(cap)
     bias = call.options.get("position_bias")
     if bias is not None:
-        scores = scores + _part(bias, heads, rows, scores.shape[-1])
-    scores = _masked(scores, call, heads, rows)
+        scores += _part(bias, heads, rows, scores.shape[-1])
+    _mask(scores, call, heads, rows)
     sinks = _sinks(call, heads, rows)
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(precise).expand(*scores.shape[:-1], -1)], dim=-1)
     probabilities = scores.softmax(dim=-1)
-    if call.mask is not None:  # softmax over nothing is NaN
-        probabilities = probabilities.nan_to_num(nan=0.0)
+    if call.mask is not None:
+        probabilities.nan_to_num_(nan=0.0)  # softmax over nothing
     if sinks is None:
         return probabilities, None
     num_keys = key.shape[-2]
@@ -238,10 +240,8 @@ def _part(tensor: torch.Tensor, heads: Sequence[int] | None, rows: slice, num_ke
     return tensor[..., :num_keys]
 
 
-def _masked(
-    scores: torch.Tensor, call: AttentionCall, heads: Sequence[int] | None, rows: slice
-) -> torch.Tensor:
-    """Scores under the call's mask, as its implementation reads it."""
+def _mask(scores: torch.Tensor, call: AttentionCall, heads: Sequence[int] | None, rows: slice) -> None:
+    """Put scores under the call's mask, as its implementation reads it, in place."""
     mask, num_keys = call.mask, scores.shape[-1]
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() not in (2, 4)):
         raise ModelError(
@@ -250,12 +250,16 @@ def _masked(
         )
     if mask is not None and mask.dim() == 4:
         part = _part(mask, heads, rows, num_keys)
-        return scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part
+        if part.dtype == torch.bool:
+            scores.masked_fill_(~part, -torch.inf)
+        else:
+            scores += part
+        return
     seen = _seen_without_mask(call, rows, num_keys, scores.device)
+    if seen is not None:
+        scores.masked_fill_(~seen, -torch.inf)
     if mask is not None:
-        padding = mask[:, None, None, :num_keys].bool()
-        seen = padding if seen is None else seen & padding
-    return scores if seen is None else scores.masked_fill(~seen, -torch.inf)
+        scores.masked_fill_(~mask[:, None, None, :num_keys].bool(), -torch.inf)
 
 
 def _seen_without_mask(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?\s*(%|s|min|h|[KMGT]iB|\[[^\]]*\])?|-|–")
+_NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?\s*(%|s|min|h|(?:[KMGT]i)?B|\[[^\]]*\])?|-|–")
 _NUMBER_CELL = ' class="n" style="text-align:right"'
 
 Rows = Sequence[Sequence[Any]]

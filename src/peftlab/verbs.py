@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peftlab.commands.flags import read_flags
-from peftlab.commands.parsing import Parser, RunParser, add_settings, count, given_flags, read_prompts
+from peftlab.commands.inspecting import INSPECT, INSPECT_USAGE, add_inspect, read_inspect
+from peftlab.commands.parsing import (
+    Parser,
+    RunParser,
+    add_settings,
+    count,
+    given_flags,
+    read_bytes,
+    read_prompts,
+)
 from peftlab.errors import ConfigError, InputError
 
 
@@ -106,14 +115,42 @@ def _resume(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_plan(parser: Parser) -> None:
+    """The arguments of `plan`."""
+    add_settings(parser)
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="plan for so much memory, e.g. 24GB, instead of what is there"
+    )
+
+
 def _plan(args: argparse.Namespace) -> int:
     """Carry out `peftlab plan`."""
+    memory = read_bytes(args.memory, "memory")
     config = _config(args)
+    if _names_a_model_alone(args):
+        from peftlab.memory.fitting import plan_memory
+        from peftlab.memory.text import render_memory
+
+        print(render_memory(plan_memory(config, memory=memory).as_dict()))
+        return 0
     from peftlab.execute import plan
     from peftlab.tables import render_preflight
 
-    print(render_preflight(plan(config)))
+    preflight = plan(config, memory=memory)
+    print(render_preflight(preflight))
+    if "memory" in preflight:
+        from peftlab.memory.text import render_memory
+
+        print(f"\n{render_memory(preflight['memory'])}")
     return 0
+
+
+def _names_a_model_alone(args: argparse.Namespace) -> bool:
+    """Whether a command line names a model and nothing to teach it: then its memory is all that can be planned."""
+    keys = {flag.key for flag, _ in given_flags(args)}
+    keys |= {text.partition("=")[0].strip() for text in args.assignments}
+    from_elsewhere = args.config is not None or args.preset is not None
+    return "model.name" in keys and not from_elsewhere and not keys & {"task.name", "task.data_dir"}
 
 
 def _directory(output_dir: str | None) -> Path:
@@ -212,6 +249,11 @@ def _add_report(parser: Parser) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     """Carry out `peftlab report`."""
+    from peftlab.report.inspection_page import is_inspection, write_inspection_page
+
+    if len(args.references) == 1 and is_inspection(args.references[0]):
+        print(write_inspection_page(args.references[0]))
+        return 0
     runs = [_find_run(reference, args.output_dir) for reference in args.references]
     from peftlab.report import write_comparison, write_report
 
@@ -221,6 +263,15 @@ def _report(args: argparse.Namespace) -> int:
         print(write_report(runs[0]))
     else:
         print(write_comparison(runs, args.output))
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    """Carry out `peftlab inspect`."""
+    request = read_inspect(args)
+    from peftlab.inspection.survey import inspect_models
+
+    print(inspect_models(request))
     return 0
 
 
@@ -254,7 +305,7 @@ def _prove(args: argparse.Namespace) -> int:
 
         check_writable(args.output)
     from peftlab.commands.families import keep, render
-    from peftlab.mapping.coverage import prove_families
+    from peftlab.coverage import prove_families
 
     gc.enable()
     result = prove_families()
@@ -282,9 +333,13 @@ VERBS: dict[str, Verb] = {
         RunParser,
     ),
     "plan": Verb(
-        "Show what a run would do - rows, tokens, what trains when - and stop before training.",
-        _SETTINGS_NOTE,
-        add_settings,
+        "Show what a run would do - rows, tokens, what trains when, whether it fits - and stop before training.",
+        _SETTINGS_NOTE
+        + "\nA model without a task has its memory planned, from its config.json alone; so has one for a GPU that is\n"
+        "not here: --set model.device=cuda --memory 24GB.\n"
+        "\nexamples:\n  peftlab plan --task e2e_nlg --data_dir DIR --model DIR\n"
+        "  peftlab plan --model DIR --method lora --r 8 --batch_size 4 --max_length 2048 --checkpointing",
+        _add_plan,
         _plan,
         RunParser,
     ),
@@ -302,6 +357,7 @@ VERBS: dict[str, Verb] = {
         _add_generate,
         _generate,
     ),
+    "inspect": Verb(INSPECT, INSPECT_USAGE, add_inspect, _inspect),
     "report": Verb(
         "Write the page of a run, or one page that compares several.",
         "examples:\n  peftlab report last\n  peftlab report runs/A runs/B --output comparison.html",

@@ -46,6 +46,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "model": ("org/other", "org/other"),
     "task": ("embedded", "embedded"),
     "data_dir": ("some/data", "some/data"),
+    "method": ("lora", "lora"),
     "num_samples": ("12", 12),
     "max_length": ("64", 64),
     "target": ("mlp_only", "mlp"),
@@ -129,7 +130,8 @@ def test_dashes_in_values_stay() -> None:
 
 
 def test_switches() -> None:
-    values = _parsed(["--no_layer_norm", "--no-eval"])
+    values = _parsed(["--no_layer_norm", "--no-eval", "--checkpointing"])
+    assert values["model.gradient_checkpointing"] is True
     assert values["probes.gradient_norms.layers"] is False
     assert values["evaluation.enabled"] is False
 

@@ -24,6 +24,7 @@ _HEADER = [
     "mlp",
     "experts",
     "head",
+    "attention maps",
     "note",
 ]
 _ABOUT = """\
@@ -31,7 +32,7 @@ Each row is a tiny random model of the library's default config, on which everyt
 run. outputs: what each block puts out is the model's own hidden state. mixers: a token mixer was found in every block (some
 models have blocks without). q k v o: query, key, value and output layers were told apart. attention, mlp: linear layers that
 these target groups stand for; experts: groups of experts held as 3-D parameters. head: the logits are the head's output, or
-what is done to it."""
+what is done to it. attention maps: recomputed by the probe and equal to the model's own, given by the model, or refused."""
 
 
 def tell_families() -> str:
@@ -47,7 +48,7 @@ def keep(result: Mapping[str, Any], folder: Path) -> None:
     """Write a result as `families.json` and as the page `families.md`.
 
     Args:
-        result: What `mapping.coverage.prove_families` measured.
+        result: What `coverage.prove_families` measured.
         folder: Where; made if needed.
 
     Raises:
@@ -120,6 +121,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         *told,
         *numbers,
         row["head"],
+        row["maps"][:60],
         row["note"][:90],
     ]
 

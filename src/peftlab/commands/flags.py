@@ -153,12 +153,26 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "model", "model.name", _DATA, "base model: a local folder, a hub name or peftlab/tiny-base", "MODEL"
     ),
+    Flag(
+        "checkpointing",
+        "model.gradient_checkpointing",
+        _DATA,
+        "compute activations again in the backward pass: less memory, more time",
+        value=True,
+    ),
     Flag("task", "task.name", _DATA, "task to learn, see `peftlab list tasks`", "TASK", alias="dataset"),
     Flag("data_dir", "task.data_dir", _DATA, "folder with the data set's own files", "DIR"),
     Flag(
         "num_samples", "task.num_samples", _DATA, "training rows to use; all where not given", "N", read_int
     ),
     Flag("max_length", "task.max_length", _DATA, "longest training row in tokens", "TOKENS", read_int),
+    Flag(
+        "method",
+        "method.name",
+        _ADAPTER,
+        "how the base is made tunable, see `peftlab list methods`",
+        "METHOD",
+    ),
     Flag(
         "target",
         "method.targets",

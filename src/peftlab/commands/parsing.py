@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -142,6 +143,38 @@ def count(text: str | None, flag: str) -> int | None:
     if value < 1:
         raise ConfigError(f"--{flag}: {value} is too small; it must be at least 1")
     return value
+
+
+_FACTORS = {
+    "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+    "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
+}  # fmt: skip
+
+
+def read_bytes(text: str | None, flag: str) -> int | None:
+    """An amount of memory.
+
+    Args:
+        text: As written, e.g. "24GB" (10^9), "24GiB" (2^30), "800 MB"; None where the flag is not given.
+        flag: The flag's name, for the message.
+
+    Returns:
+        Bytes, or None.
+
+    Raises:
+        ConfigError: It is not an amount of memory.
+
+    Example:
+        >>> read_bytes("24GB", "memory"), read_bytes("1.5 GiB", "memory")
+        (24000000000, 1610612736)
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    factor = _FACTORS.get(found[2]) if found else None
+    if found is None or factor is None or not float(found[1]):
+        raise ConfigError(f"--{flag}: '{text}' is not an amount of memory; write 24GB or 24GiB")
+    return round(float(found[1]) * factor)
 
 
 def read_prompts(path: Path) -> list[str]:

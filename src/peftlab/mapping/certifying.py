@@ -120,13 +120,25 @@ def _prove(model_class: type[nn.Module], small: Any) -> tuple[nn.Module | None, 
         count = sum(p.numel() for p in twin.parameters())
         if count > _MOST_PARAMETERS:
             raise ValueError(f"a tiny {name} still has {count:,} parameters")
-        inputs = twin_inputs(twin)
-        adapt = getattr(family_exceptions(model_type), "inputs", None)
-        return twin, prove(twin, adapt(twin, inputs) if adapt else inputs)
+        return twin, prove(twin, complete_inputs(twin, twin_inputs(twin)))
     except Exception as error:  # noqa: BLE001 - any model code can fail in any way; the reason is kept and told
         said = (str(error).strip() or "no message").splitlines()[0][:200]
         problem = f"no tiny twin of it runs ({type(error).__name__}: {said})"
         return None, Certificate(name, model_type, problem=problem)
+
+
+def complete_inputs(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs of a forward pass with what this model type needs beside the usual ones.
+
+    Args:
+        model: A model.
+        inputs: The usual inputs.
+
+    Returns:
+        The inputs.
+    """
+    adapt = getattr(family_exceptions(getattr(model.config, "model_type", "")), "inputs", None)
+    return adapt(model, inputs) if adapt else inputs
 
 
 def _read(path: Path) -> Certificate | None:

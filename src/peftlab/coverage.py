@@ -18,8 +18,10 @@ from torch import nn
 from peftlab.certificate import Certificate
 from peftlab.errors import RunError, TargetError
 from peftlab.family import FamilyMap
+from peftlab.inspection.attention_verdict import measure_attention
 from peftlab.mapping.assembly import assemble
-from peftlab.mapping.certifying import family_exceptions, prove_config
+from peftlab.mapping.certifying import complete_inputs, family_exceptions, prove_config
+from peftlab.mapping.twin import twin_inputs
 
 _TEXT = (
     "SEQ_TO_SEQ_CAUSAL_LM",
@@ -51,6 +53,8 @@ class Coverage:
         mlp: Linear layers that `mlp` stands for.
         experts: Groups of experts held as 3-D parameters.
         head: What the logits are.
+        maps: How attention maps are given: "probe" (recomputed beside the fused kernel, equal to the model's own),
+            "output_attentions" (by the model itself), or "refused: why".
         note: Why something is missing.
         seconds: What the experiments took.
     """
@@ -66,6 +70,7 @@ class Coverage:
     mlp: int = 0
     experts: int = 0
     head: str = "none"
+    maps: str = ""
     note: str = ""
     seconds: float = 0.0
 
@@ -161,11 +166,15 @@ def try_type(model_type: str, model_class: type[nn.Module]) -> Coverage:
         config = default_config(model_type, model_class)
         twin, certificate = prove_config(model_class, config)
     except Exception as error:  # noqa: BLE001 - a config or class may fail in any way; the table says how
-        said = (str(error).strip() or "no message").splitlines()[0][:160]
-        return Coverage(model_type, name, note=f"{type(error).__name__}: {said}")
+        return Coverage(model_type, name, note=f"{type(error).__name__}: {_said(error)}")
     if twin is None or not certificate.stacks:
         return Coverage(model_type, name, note=certificate.problem or "no list of blocks was found")
     return _judge(model_type, name, twin, certificate, time.perf_counter() - began)
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or "no message").splitlines()[0][:160]
 
 
 def _judge(model_type: str, name: str, twin: Any, certificate: Certificate, seconds: float) -> Coverage:
@@ -188,9 +197,23 @@ def _judge(model_type: str, name: str, twin: Any, certificate: Certificate, seco
         mlp=counts["mlp"],
         experts=sum(site.role == "mlp.experts" for site in family.sites),
         head=certificate.head,
+        maps=_maps(twin, family),
         note="; ".join(dict.fromkeys(wrong)),
         seconds=round(seconds, 3),
     )
+
+
+def _maps(twin: Any, family: FamilyMap) -> str:
+    """How attention maps of a twin are given, tried with two rows of which one is padded."""
+    inputs = complete_inputs(twin, twin_inputs(twin))
+    if "input_ids" in inputs:
+        mask = torch.ones_like(inputs["input_ids"])
+        mask[1, -3:] = 0
+        inputs = {**inputs, "attention_mask": mask}
+    try:
+        return str(measure_attention(twin, inputs, family=family))
+    except Exception as error:  # noqa: BLE001 - any model code can fail in any way; the table says how
+        return f"refused: {type(error).__name__}: {_said(error)}"
 
 
 def _count(family: FamilyMap, group: str) -> int:
@@ -241,6 +264,8 @@ def totals(rows: Iterable[Coverage]) -> Iterator[tuple[str, int]]:
     yield "of these, q k v o attributed", sum(row.attributed for row in running if row.interface)
     yield "q k v o attributed in all", sum(row.attributed for row in running)
     yield "target groups resolved and proved", sum(row.targets for row in running)
+    yield "attention maps by the probe, equal to the model's own", sum(row.maps == "probe" for row in running)
+    yield "attention maps at all", sum(row.maps in ("probe", "output_attentions") for row in running)
     yield (
         "head equal to the logits, or the difference named",
         sum(row.head not in ("none", "other") for row in running),

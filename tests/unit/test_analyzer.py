@@ -1,0 +1,142 @@
+"""Several models behind one interface: what it tells, measures and compares."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from peftlab.analyzer import MultiModelAnalyzer
+from peftlab.errors import DataError, ModelError
+from peftlab.mapping import map_model
+from peftlab.memory.checkpointing import MemoryOptimization, measure_checkpointing, switch_checkpointing
+
+TEXTS = ["the cat sits on the red mat", "dog runs"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of tiny models, by architecture."""
+    root = tmp_path_factory.mktemp("models")
+    return {name: str(tiny_models.save_model(root / name, name)) for name in ("gpt2", "bert", "t5")}
+
+
+def test_models_are_loaded_once_and_when_they_are_needed(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer()
+    adapter = analyzer.load_model(folders["gpt2"], device="cpu")
+    assert analyzer.load_model(folders["gpt2"]) is adapter
+    found = analyzer.extract_activations(folders["gpt2"], TEXTS, [0, 1], pooling="mean")
+    assert {name: tuple(values.shape) for name, values in found.items()} == dict.fromkeys(
+        ("layer_0", "layer_1"), (2, 16)
+    )
+    assert list(analyzer.extract_activations(folders["bert"], TEXTS, [1])) == ["layer_1"]
+    patterns = analyzer.get_attention_patterns(folders["t5"], TEXTS, [1], kind="cross", decoder_texts=TEXTS)
+    assert patterns.kind == "cross"
+
+
+def test_model_info(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer()
+    told = analyzer.get_model_info(folders["bert"])
+    assert told["loaded"] is False
+    assert (told["family"], told["families"], told["num_layers"]) == ("bert", ["bert"], 2)
+    assert told["layer_mapping"]["transformer_layers"] == "bert.encoder.layer"
+    assert not told["uses_rms_norm"]
+    analyzer.load_model(folders["bert"], device="cpu")
+    told = analyzer.get_model_info(folders["bert"])
+    assert (told["loaded"], told["device"], told["dtype"]) == (True, "cpu", "torch.float32")
+    assert 0 < told["word_alignment"] <= 1
+    json.dumps(told)
+
+
+def test_memory_usage_has_the_documents_keys_and_honest_numbers(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer()
+    before = analyzer.get_memory_usage()
+    assert {
+        "system_memory_gb",
+        "system_memory_percent",
+        "gpu_memory_gb",
+        "gpu_memory_percent",
+    } <= before.keys()
+    assert 0 < before["process_memory_gb"] < before["system_memory_total_gb"]
+    assert 0 < before["system_memory_gb"] < before["system_memory_total_gb"]
+    if not torch.cuda.is_available():
+        assert before["gpu_memory_gb"] == before["gpu_memory_total_gb"] == 0
+    assert before["models_gb"] == 0
+    model = analyzer.load_model(folders["gpt2"], device="cpu").model
+    held = sum(p.numel() * p.element_size() for p in model.parameters())  # the tied head once
+    assert analyzer.get_memory_usage()["models_gb"] == pytest.approx(held / 2**30)
+
+
+def test_comparison(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer()
+    analyzer.load_model(folders["gpt2"], device="cpu")
+    table = analyzer.compare_models([folders["gpt2"], folders["bert"]], TEXTS)
+    first, second = table.rows
+    assert (first["family"], second["family"]) == ("gpt", "bert")
+    assert first["looked_at"] == [0, 1]
+    assert first["load_seconds"] is None  # it was there
+    assert second["load_seconds"] > 0
+    assert first["activation_values"] == second["activation_values"] == 2 * 11 * 16
+    assert first["activation_seconds"] > 0
+    assert first["weights_gb"] > 0
+    lines = str(table).splitlines()
+    assert len(lines) == 3
+    assert "activation_seconds" in lines[0]
+    with pytest.raises(DataError, match="no models to compare"):
+        analyzer.compare_models([], TEXTS)
+
+
+def test_supported_models_are_the_registrys() -> None:
+    analyzer = MultiModelAnalyzer()
+    analyzer.registry.register("mine", "someone/mine")
+    assert {"gpt2", "flan-t5-base", "mine"} <= set(analyzer.list_supported_models())
+    with pytest.raises(ModelError, match=r"no model 'mine' \(someone/mine on the hub\)"):
+        analyzer.load_model("mine")
+
+
+def test_checkpointing_is_measured_not_claimed(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer()
+    asked = analyzer.optimize_memory(folders["gpt2"])
+    assert asked == MemoryOptimization(gradient_checkpointing=True)
+    assert "was not measured" in str(asked)
+    model = analyzer.load_model(folders["gpt2"]).model
+    assert model.is_gradient_checkpointing
+    measured = analyzer.optimize_memory(folders["t5"], TEXTS)
+    assert measured.training_saved is not None
+    assert measured.inference_saved == 0
+    assert "2 given texts, cpu, float32" in str(measured)
+
+
+def test_what_checkpointing_saves_is_what_a_training_step_takes_less() -> None:
+    model = tiny_models.build("llama", 6)
+    inputs = tiny_models.inputs("llama", batch=4, length=32)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    measured = measure_checkpointing(model, map_model(model), inputs, words="random tokens")
+    assert measured.inference_bytes == measured.inference_bytes_checkpointed
+    assert measured.training_bytes is not None
+    assert measured.training_bytes_checkpointed is not None
+    assert measured.training_saved is not None
+    assert 0.3 < measured.training_saved < 0.9
+    # six blocks keep their activations, or only what goes in: the difference grows with the depth
+    deeper = tiny_models.build("llama", 12)
+    more = measure_checkpointing(deeper, map_model(deeper), inputs, words="random tokens")
+    assert more.training_bytes is not None
+    assert more.training_bytes > 1.6 * measured.training_bytes
+    assert more.training_saved is not None
+    assert more.training_saved > measured.training_saved
+    for name, parameter in model.named_parameters():  # nothing is left behind
+        assert torch.equal(parameter, before[name])
+        assert parameter.requires_grad
+        assert parameter.grad is None
+    assert not any(module.training for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_model_without_checkpointing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_models.build("llama")
+    monkeypatch.setattr(model, "supports_gradient_checkpointing", False)
+    with pytest.raises(ModelError, match="has no gradient checkpointing"):
+        switch_checkpointing(model, True)
