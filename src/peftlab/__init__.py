@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peftlab.analyzer import ModelComparison, MultiModelAnalyzer
     from peftlab.callbacks import (
         DynamicLoRACallback,
         GradientMeasuringTrainer,
@@ -66,36 +67,58 @@ if TYPE_CHECKING:
     from peftlab.finetuning import finetune
     from peftlab.gradient_log import GradientNormLog, load_gradient_log
     from peftlab.metric import Score
+    from peftlab.model_adapters import (
+        BARTModelAdapter,
+        BERTModelAdapter,
+        DomainSpecificAdapter,
+        GPTModelAdapter,
+        LLaMAModelAdapter,
+        T5ModelAdapter,
+        VisionModelAdapter,
+    )
+    from peftlab.model_config import LayerMapping
+    from peftlab.model_facts import ModelFamily
+    from peftlab.model_registry import UniversalModelRegistry
     from peftlab.run import RunFolder
     from peftlab.store import load
     from peftlab.task import Example, Splits
+    from peftlab.universal_adapter import UniversalModelAdapter
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ATTENTION_ONLY": "experiment_config",
+    "BARTModelAdapter": "model_adapters",
+    "BERTModelAdapter": "model_adapters",
     "BOTH": "experiment_config",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "DataConfig": "experiment_config",
     "DataError": "errors",
     "DatasetType": "experiment_config",
+    "DomainSpecificAdapter": "model_adapters",
     "DynamicLoRACallback": "callbacks",
     "DynamicLoRAConfig": "experiment_config",
     "EvaluationConfig": "experiment_config",
     "EvaluationError": "errors",
     "Example": "task",
     "ExperimentConfig": "experiment_config",
+    "GPTModelAdapter": "model_adapters",
     "GradientAnalysisConfig": "experiment_config",
     "GradientMeasuringTrainer": "callbacks",
     "GradientNormCallback": "callbacks",
     "GradientNormLog": "gradient_log",
     "InputError": "errors",
     "Interrupted": "errors",
+    "LLaMAModelAdapter": "model_adapters",
+    "LayerMapping": "model_config",
     "LoRAConfig": "experiment_config",
     "MLP_ONLY": "experiment_config",
+    "ModelComparison": "analyzer",
     "ModelConfig": "experiment_config",
     "ModelError": "errors",
+    "ModelFamily": "model_facts",
+    "MultiModelAnalyzer": "analyzer",
     "NonFiniteError": "errors",
     "NotTrainingError": "errors",
     "OutputError": "errors",
@@ -107,10 +130,14 @@ _HOMES = {
     "ScheduleError": "errors",
     "Score": "metric",
     "Splits": "task",
+    "T5ModelAdapter": "model_adapters",
     "TargetError": "errors",
     "TargetModuleGroup": "experiment_config",
     "TrainingConfig": "experiment_config",
+    "UniversalModelAdapter": "universal_adapter",
+    "UniversalModelRegistry": "model_registry",
     "UnknownNameError": "errors",
+    "VisionModelAdapter": "model_adapters",
     "config_from_dict": "experiment_config",
     "config_to_dict": "experiment_config",
     "create_layerwise_lora_config": "callbacks",
@@ -135,26 +162,35 @@ __all__ = [
     "BOTH",
     "MLP_ONLY",
     "PRESETS",
+    "BARTModelAdapter",
+    "BERTModelAdapter",
     "CheckpointError",
     "ConfigError",
     "DataConfig",
     "DataError",
     "DatasetType",
+    "DomainSpecificAdapter",
     "DynamicLoRACallback",
     "DynamicLoRAConfig",
     "EvaluationConfig",
     "EvaluationError",
     "Example",
     "ExperimentConfig",
+    "GPTModelAdapter",
     "GradientAnalysisConfig",
     "GradientMeasuringTrainer",
     "GradientNormCallback",
     "GradientNormLog",
     "InputError",
     "Interrupted",
+    "LLaMAModelAdapter",
+    "LayerMapping",
     "LoRAConfig",
+    "ModelComparison",
     "ModelConfig",
     "ModelError",
+    "ModelFamily",
+    "MultiModelAnalyzer",
     "NonFiniteError",
     "NotTrainingError",
     "OutputError",
@@ -165,10 +201,14 @@ __all__ = [
     "ScheduleError",
     "Score",
     "Splits",
+    "T5ModelAdapter",
     "TargetError",
     "TargetModuleGroup",
     "TrainingConfig",
+    "UniversalModelAdapter",
+    "UniversalModelRegistry",
     "UnknownNameError",
+    "VisionModelAdapter",
     "__version__",
     "config_from_dict",
     "config_to_dict",

@@ -1,4 +1,7 @@
-"""The machine: which device to use, which dtype it is good at, which process this is, what was used."""
+"""The machine: which device to use, which dtype it is fast at, which process this is, what memory there is and was used.
+
+Every choice comes with its reason, so that a run can log why it ran where it did.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,62 @@ _REPORTED = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceChoice:
+    """A device and why it was chosen.
+
+    Attributes:
+        device: The device.
+        reason: Why, for a log.
+    """
+
+    device: torch.device
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeChoice:
+    """A dtype and why it was chosen.
+
+    Attributes:
+        dtype: The dtype of the base's weights.
+        reason: Why, for a log.
+    """
+
+    dtype: torch.dtype
+    reason: str
+
+
+def explain_device(name: str) -> DeviceChoice:
+    """The device to run on, and why.
+
+    Args:
+        name: "auto" (CUDA, then MPS, then CPU) or a torch device.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ConfigError: The named device is not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        if there["cuda"]:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            return DeviceChoice(device, f"CUDA is there: {torch.cuda.get_device_name(device)}")
+        if there["mps"]:
+            return DeviceChoice(torch.device("mps"), "no CUDA, but Apple's MPS is there")
+        build = "" if torch.version.cuda else "; this torch is built without CUDA"
+        return DeviceChoice(torch.device("cpu"), f"there is no CUDA and no MPS device{build}")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"model.device '{name}' is not a device; use auto, cpu, cuda or mps") from None
+    if not there.get(device.type, False):
+        raise ConfigError(f"model.device '{name}' is not on this machine; use auto or cpu")
+    return DeviceChoice(device, f"model.device={name} was asked for")
+
+
 def choose_device(name: str) -> torch.device:
     """The device to run on.
 
@@ -47,18 +108,32 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: The named device is not there.
     """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"model.device '{name}' is not a device; use auto, cpu, cuda or mps") from None
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
-        raise ConfigError(f"model.device '{name}' is not on this machine; use auto or cpu")
-    return device
+    return explain_device(name).device
+
+
+def explain_dtype(name: str, device: torch.device) -> DtypeChoice:
+    """The dtype of the base's weights, and why.
+
+    Args:
+        name: "auto" or one of `DTYPES`.
+        device: Where the base will run.
+
+    Returns:
+        The choice; auto is bfloat16 on a CUDA device that computes in it, else float32, whatever the CPU could do: a
+        run's numbers shall not depend on the CPU's age.
+    """
+    if name != "auto":
+        return DtypeChoice(DTYPES[name], f"model.dtype={name} was asked for")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return DtypeChoice(torch.bfloat16, "the device computes in bfloat16")
+        return DtypeChoice(torch.float32, "the device only emulates bfloat16")
+    if device.type == "mps":
+        return DtypeChoice(torch.float32, "nothing is known of how fast MPS computes in bfloat16")
+    found = bfloat16_instructions()
+    could = f"; it has {' and '.join(found)}, so model.dtype=bfloat16 may be faster" if found else ""
+    why = "float32 gives the same numbers on every CPU" if found else "the CPU has no bfloat16 instructions"
+    return DtypeChoice(torch.float32, why + could)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -71,10 +146,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     Returns:
         The dtype; auto is bfloat16 on a CUDA device that computes in it, else float32.
     """
-    if name != "auto":
-        return DTYPES[name]
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float32
+    return explain_dtype(name, device).dtype
+
+
+def bfloat16_instructions() -> tuple[str, ...]:
+    """The names of the CPU's instructions for bfloat16; empty where it has none or torch cannot tell."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return tuple(name for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16") if known.get(name) is True)
 
 
 def process_rank() -> int:
@@ -101,6 +179,90 @@ def peak_memory() -> dict[str, int | None]:
         unit = 1 if sys.platform == "darwin" else 1024
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"host": host, "device": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """What memory is in use, each figure labelled with what it is of.
+
+    Attributes:
+        process_bytes: Resident bytes of this process, all its libraries included.
+        host_total_bytes: Bytes of this machine, or of the container it is.
+        host_available_bytes: Bytes of it that can still be taken without swapping.
+        device_name: The CUDA device; None without one, and so the following.
+        device_total_bytes: Its bytes.
+        device_free_bytes: Bytes of it that no process holds.
+        device_allocated_bytes: Bytes that this process's tensors take.
+        device_reserved_bytes: Bytes that this process's allocator holds, the tensors included.
+    """
+
+    process_bytes: int
+    host_total_bytes: int
+    host_available_bytes: int
+    device_name: str | None = None
+    device_total_bytes: int | None = None
+    device_free_bytes: int | None = None
+    device_allocated_bytes: int | None = None
+    device_reserved_bytes: int | None = None
+
+
+def report_memory() -> MemoryReport:
+    """What memory is in use now, of this process, the host and the CUDA device."""
+    import psutil  # type: ignore[import-untyped]
+
+    host = psutil.virtual_memory()
+    total, available = host.total, host.available
+    for limit, used in _container_limits():
+        total, available = min(total, limit), min(available, max(0, limit - used))
+    process = psutil.Process().memory_info().rss
+    if not torch.cuda.is_available():
+        return MemoryReport(process, total, available)
+    free, whole = torch.cuda.mem_get_info()
+    return MemoryReport(
+        process,
+        total,
+        available,
+        torch.cuda.get_device_name(),
+        whole,
+        free,
+        torch.cuda.memory_allocated(),
+        torch.cuda.memory_reserved(),
+    )
+
+
+_CONTROL_GROUPS = (
+    ("memory.max", "memory.current", "inactive_file", ""),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "memory"),
+)
+"""Version 2 and version 1: limit, use, what of the use can be dropped, and the folder."""
+
+
+def _container_limits(root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
+    """Limit and use in bytes of the container this process is in; psutil sees the whole machine."""
+    found = []
+    for limit_file, used_file, droppable, folder in _CONTROL_GROUPS:
+        limit, used = root / folder / limit_file, root / folder / used_file
+        if not limit.is_file() or not used.is_file():
+            continue
+        text = limit.read_text(encoding="ascii").strip()
+        if text.isdigit():  # "max" is no limit
+            lines = (root / folder / "memory.stat").read_text(encoding="ascii").splitlines()
+            cache = next((int(line.split()[1]) for line in lines if line.startswith(f"{droppable} ")), 0)
+            found.append((int(text), int(used.read_text(encoding="ascii")) - cache))
+    return found
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages of tensors, each storage counted once.
+
+    Args:
+        tensors: Tensors that may share storages, on any device but meta.
+
+    Returns:
+        Bytes.
+    """
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def describe_environment(folder: Path) -> dict[str, Any]:

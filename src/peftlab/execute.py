@@ -20,7 +20,15 @@ from torch import distributed, nn
 from peftlab.batches import Collator
 from peftlab.catalog import METHODS, PROBES
 from peftlab.config import RunConfig, build_config, read_yaml
-from peftlab.devices import choose_device, describe_environment, num_processes, peak_memory, process_rank
+from peftlab.devices import (
+    choose_device,
+    describe_environment,
+    explain_device,
+    explain_dtype,
+    num_processes,
+    peak_memory,
+    process_rank,
+)
 from peftlab.errors import Interrupted, RunError
 from peftlab.evaluation import Evaluator
 from peftlab.family import FamilyMap
@@ -30,6 +38,8 @@ from peftlab.gradients import GradientGroups
 from peftlab.loading import hash_tensors, hash_tokenizer, load_model
 from peftlab.mapping import map_model
 from peftlab.mapping.spot_check import spot_check
+from peftlab.memory.fitting import plan_memory
+from peftlab.memory.steps import BatchShape
 from peftlab.method import Attachment
 from peftlab.objective import ModelLoss
 from peftlab.probe import ProbeContext
@@ -42,19 +52,28 @@ from peftlab.trainer import LabTrainer
 from peftlab.training import TrainingParts, ignore_event, make_arguments
 
 
-def plan(config: RunConfig) -> dict[str, Any]:
+def plan(config: RunConfig, *, memory: int | None = None) -> dict[str, Any]:
     """What a run would do, without doing it.
 
     Args:
         config: What is asked for.
+        memory: Bytes there are; None looks at the device.
 
     Returns:
-        The pre-flight, as in `preflight.json`.
+        The pre-flight, as in `preflight.json`, and under "memory" whether the longest batch fits.
 
     Raises:
-        InputError: Something does not fit.
+        InputError: Something does not match.
     """
-    return resolve(config).preflight
+    resolved = resolve(config)
+    rows = resolved.train_rows
+    longest = BatchShape(
+        config.training.batch_size,
+        max(len(row.input_ids) for row in rows),
+        max(len(row.labels) for row in rows),
+    )
+    planned = plan_memory(resolved.config, source=resolved.source, shape=longest, memory=memory)
+    return resolved.preflight | {"memory": planned.as_dict()}
 
 
 def execute(
@@ -193,7 +212,15 @@ class _Execution:
         if not run.has("config.yaml"):  # a resumed run keeps what it began with
             write_json(run.path / "environment.json", describe_environment(Path.cwd()))
             write_json(run.path / "preflight.json", self.resolved.preflight)
-            run.append_event("run_started", name=run.path.name, fingerprint=config.fingerprint())
+            device = explain_device(config.model.device)
+            dtype = explain_dtype(config.model.dtype, device.device)
+            run.append_event(
+                "run_started",
+                name=run.path.name,
+                fingerprint=config.fingerprint(),
+                device=f"{device.device}: {device.reason}",
+                dtype=f"{str(dtype.dtype).removeprefix('torch.')}: {dtype.reason}",
+            )
             config.save(run.path / "config.yaml")
         from peftlab.tables import render_preflight
 

@@ -1,4 +1,4 @@
-"""Base models and tokenizers: the embedded one, a local folder, or a hub name."""
+"""Base models and tokenizers: the embedded one, a local folder, a short name, or a hub name."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftlab.config import EMBEDDED_BASE, ModelSettings
+from peftlab.config import ModelSettings
 from peftlab.devices import choose_device, choose_dtype
 from peftlab.errors import ModelError
 from peftlab.method import Head
+from peftlab.model_names import ModelName, explain_missing, resolve_name
 from peftlab.streams import seed_for
-
-_EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "tiny_base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +51,11 @@ def find_model(settings: ModelSettings, *, num_labels: int | None = None) -> Mod
     Raises:
         ModelError: There is no such model, it has no tokenizer, or it cannot generate text where the task needs that.
     """
-    import transformers
-
-    location = str(_EMBEDDED_FOLDER) if settings.name == EMBEDDED_BASE else settings.name
-    remote: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
-    if settings.revision is not None:
-        remote["revision"] = settings.revision
-    _check_location(settings.name, location)
-    try:
-        config = transformers.AutoConfig.from_pretrained(location, **remote)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the model '{settings.name}' has no config that transformers can read: {_first(error)}"
-        ) from error
+    location, config = read_config(settings)
     head = _choose_head(settings.name, config, num_labels)
     if num_labels is not None:
         config.num_labels = num_labels
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **remote)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the model '{settings.name}' has no tokenizer beside it: {_first(error)}"
-        ) from error
+    tokenizer = read_tokenizer(settings, location)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # pads are masked by position, so eos is still learnt
     if head == "classification":  # the model finds a row's last token by this id
@@ -84,6 +66,58 @@ def find_model(settings: ModelSettings, *, num_labels: int | None = None) -> Mod
             f" {config.get_text_config().vocab_size}: they do not belong together"
         )
     return ModelSource(settings.name, location, config, tokenizer, head)
+
+
+def read_config(settings: ModelSettings, *, name: ModelName | None = None) -> tuple[str, Any]:
+    """Find a model and read its config.
+
+    Args:
+        settings: Which model.
+        name: Its name, where that is resolved already.
+
+    Returns:
+        What transformers loads (a folder or a hub name), and transformers' config.
+
+    Raises:
+        ModelError: There is no such model, or its config cannot be read.
+    """
+    import transformers
+
+    name = name or resolve_name(settings.name)
+    try:
+        return name.location, transformers.AutoConfig.from_pretrained(name.location, **_remote(settings))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            explain_missing(name)
+            or f"the model '{settings.name}' has no config that transformers can read: {_first(error)}"
+        ) from error
+
+
+def read_tokenizer(settings: ModelSettings, location: str) -> Any:
+    """Read a model's tokenizer.
+
+    Args:
+        settings: Which model.
+        location: From `read_config`.
+
+    Returns:
+        transformers' tokenizer.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **_remote(settings))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the model '{settings.name}' has no tokenizer beside it: {_first(error)}"
+        ) from error
+    ordinary = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if len(ordinary) <= 1:  # transformers makes an empty one of its class where there are no files
+        raise ModelError(f"the model '{settings.name}' has no tokenizer beside it: its vocabulary is empty")
+    return tokenizer
 
 
 def load_model(source: ModelSource, settings: ModelSettings, *, seed: int = 42) -> nn.Module:
@@ -101,34 +135,19 @@ def load_model(source: ModelSource, settings: ModelSettings, *, seed: int = 42) 
         ModelError: The weights are missing, damaged, or not for this architecture.
         ConfigError: The device is not there.
     """
-    from transformers.utils import logging
-
     device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
-    logging.disable_progress_bar()
-    auto = _auto_class(source.head)
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed_for(seed, "head"))
-            model, report = auto.from_pretrained(
-                source.location,
-                config=source.config,
-                dtype=dtype,
-                trust_remote_code=settings.trust_remote_code,
-                revision=settings.revision or "main",
-                output_loading_info=True,
-                ignore_mismatched_sizes=source.head
-                == "classification",  # a head for other classes is made anew
-            )
-    except Exception as error:
-        if (
-            not isinstance(error, OSError | ValueError | RuntimeError)
-            and "safetensor" not in type(error).__name__.lower()
-        ):
-            raise
-        raise ModelError(f"the weights of '{source.name}' cannot be loaded: {_first(error)}") from error
-    missing = sorted(report["missing_keys"])
-    if missing and source.head != "classification":  # a classification head is new and is trained
+    new_head = source.head == "classification"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(seed, "head"))
+        model, missing = read_weights(
+            _auto_class(source.head),
+            source.config,
+            settings,
+            source.location,
+            dtype=choose_dtype(settings.dtype, device),
+            ignore_mismatched_sizes=new_head,  # a head for other classes is made anew
+        )
+    if missing and not new_head:  # a classification head is new and is trained
         raise ModelError(
             f"the weights of '{source.name}' lack {', '.join(missing[:5])}: not a whole model of this kind"
         )
@@ -140,6 +159,40 @@ def load_model(source: ModelSource, settings: ModelSettings, *, seed: int = 42) 
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model  # type: ignore[no-any-return]
+
+
+def read_weights(
+    auto: Any, config: Any, settings: ModelSettings, location: str, **options: Any
+) -> tuple[Any, list[str]]:
+    """Build a model and read its weights into it.
+
+    Args:
+        auto: A model class of transformers, or one of its auto classes.
+        config: The model's config.
+        settings: Which model.
+        location: From `read_config`.
+        options: More for `from_pretrained`: dtype, device_map ...
+
+    Returns:
+        The model and the names of tensors that the files lack, sorted.
+
+    Raises:
+        ModelError: The weights are not there, damaged, or not for this class.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    options = {"revision": "main"} | _remote(settings) | options
+    try:
+        model, report = auto.from_pretrained(location, config=config, output_loading_info=True, **options)
+    except Exception as error:
+        if (
+            not isinstance(error, OSError | ValueError | RuntimeError)
+            and "safetensor" not in type(error).__name__.lower()
+        ):
+            raise
+        raise ModelError(f"the weights of '{settings.name}' cannot be loaded: {_first(error)}") from error
+    return model, sorted(report["missing_keys"])
 
 
 def meta_model(source: ModelSource) -> nn.Module:
@@ -197,19 +250,12 @@ def hash_tokenizer(tokenizer: Any) -> str:
     return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
 
 
-def _check_location(name: str, location: str) -> None:
-    """Refuse a folder that is not there or holds no model."""
-    folder = Path(location).expanduser()
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists()
-    if not looks_local or name == EMBEDDED_BASE:
-        return
-    if not folder.is_dir():
-        raise ModelError(
-            f"there is no model folder {name}; give a folder that holds config.json, or a hub name"
-        )
-    if not (folder / "config.json").is_file():
-        held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        raise ModelError(f"the folder {name} holds no config.json, so it is not a model (it holds {held})")
+def _remote(settings: ModelSettings) -> dict[str, Any]:
+    """What transformers is told about where a model comes from."""
+    remote: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.revision is not None:
+        remote["revision"] = settings.revision
+    return remote
 
 
 def _choose_head(name: str, config: Any, num_labels: int | None) -> Head:

@@ -5,10 +5,10 @@ import json
 import pytest
 import transformers
 
-from peftlab.commands.families import MEASURED, markdown, render
-from peftlab.family import FamilyMap
 from peftlab import coverage
+from peftlab.commands.families import MEASURED, markdown, render
 from peftlab.coverage import Coverage, text_types, totals, try_type, vision_types
+from peftlab.family import FamilyMap
 
 TABLE = json.loads(MEASURED.read_text(encoding="utf-8"))
 ROWS = {row["model_type"]: row for kind in ("text", "vision") for row in TABLE[kind]}

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import tiny_models
+from peftlab import universal_adapter
 from peftlab.analyzer import MultiModelAnalyzer
-from peftlab.errors import DataError, ModelError
+from peftlab.errors import DataError, ModelError, UnknownNameError
 from peftlab.mapping import map_model
 from peftlab.memory.checkpointing import MemoryOptimization, measure_checkpointing, switch_checkpointing
 
@@ -95,6 +96,58 @@ def test_supported_models_are_the_registrys() -> None:
     assert {"gpt2", "flan-t5-base", "mine"} <= set(analyzer.list_supported_models())
     with pytest.raises(ModelError, match=r"no model 'mine' \(someone/mine on the hub\)"):
         analyzer.load_model("mine")
+
+
+def test_unloading_is_proved(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer()
+    adapter = analyzer.load_model(folders["gpt2"], device="cpu")
+    report = analyzer.unload_model(folders["gpt2"])
+    assert report.died, report
+    assert adapter.model is None
+    assert analyzer.get_memory_usage()["models_gb"] == 0
+    assert analyzer.get_model_info(folders["gpt2"])["loaded"] is False
+    with pytest.raises(ModelError, match="is not loaded: call load_model first"):
+        adapter.extract_activations(TEXTS, [0])
+    with pytest.raises(UnknownNameError, match="unknown loaded model"):
+        analyzer.unload_model(folders["gpt2"])
+    assert analyzer.load_model(folders["gpt2"]) is adapter  # and back again
+    assert list(adapter.extract_activations(TEXTS, [0])) == ["layer_0"]
+    kept_model = adapter.model
+    report = analyzer.unload_model(folders["gpt2"])
+    assert not report.died
+    assert "kept_model" in " ".join(report.holders)
+    del kept_model
+
+
+def test_the_least_recently_used_model_leaves(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer(limit_models=2)
+    for name in ("gpt2", "bert"):
+        analyzer.load_model(folders[name], device="cpu")
+    analyzer.extract_activations(folders["gpt2"], TEXTS, [0])
+    analyzer.load_model(folders["t5"], device="cpu")
+    assert list(analyzer.cache) == [folders["gpt2"], folders["t5"]]
+    assert [report.died for report in analyzer.cache.evicted] == [True]
+    assert list(analyzer.extract_activations(folders["bert"], TEXTS, [0])) == ["layer_0"]  # loaded again
+    assert folders["gpt2"] not in analyzer.cache
+    with pytest.raises(ModelError, match="raise limit_bytes"):
+        MultiModelAnalyzer(limit_gb=1e-6).load_model(folders["gpt2"])
+
+
+def test_another_dtype_loads_anew(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer()
+    adapter = analyzer.load_model(folders["gpt2"], device="cpu")
+    assert analyzer.load_model(folders["gpt2"], device="cpu", dtype="bfloat16") is adapter
+    assert adapter.model.dtype == torch.bfloat16
+    assert analyzer.load_model(folders["gpt2"]).model.dtype == torch.bfloat16
+    assert len(analyzer.cache) == 1
+
+
+def test_weights_without_room_are_refused(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(universal_adapter, "find_room", lambda offload="none": {"cpu": 100})
+    with pytest.raises(
+        ModelError, match=r"take 34,560 bytes in float32 and there is room for cpu: 100; load"
+    ):
+        MultiModelAnalyzer().load_model(folders["gpt2"])
 
 
 def test_checkpointing_is_measured_not_claimed(folders: dict[str, str]) -> None:

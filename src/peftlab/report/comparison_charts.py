@@ -50,7 +50,7 @@ def draw_scores(scores: Scores) -> str:
 def _draw_metric(pen: Pen, name: str, scores: Scores, top: float) -> float:
     """The bars of one metric; returns where the next begins."""
     parts = [part[name] for _, before, after in scores for part in (before, after) if part and name in part]
-    reach = [v for part in parts for v in (part["value"], *(part.get("interval") or ()))]
+    reach: list[float] = [v for part in parts for v in (part["value"], *(part.get("interval") or ()))]
     low, high = min(0.0, *reach), max(0.0, *reach)
     span = (high - low) or 1.0
 

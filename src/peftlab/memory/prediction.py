@@ -1,0 +1,271 @@
+"""What a training step takes, from a model's config alone: predicted by carrying it out without data.
+
+The peak is that of torch's allocator. What a process holds beside it is no tensor: libraries, and memory that the C
+library keeps (see `budget.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
+from peftlab.catalog import METHODS
+from peftlab.config import RunConfig
+from peftlab.devices import DTYPES, choose_device, choose_dtype
+from peftlab.errors import InputError, ModelError
+from peftlab.loading import ModelSource, _choose_head, meta_model, read_config
+from peftlab.mapping import map_model
+from peftlab.memory.checkpointing import switch_checkpointing
+from peftlab.memory.ledger import PARTS
+from peftlab.memory.rehearsal import rehearse
+from peftlab.memory.steps import BatchShape
+from peftlab.method import Attachment
+
+Attach = Callable[[nn.Module], Attachment]
+"""From a base to the attachment that is trained."""
+
+_NEEDS_DATA = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrediction:
+    """The peak memory of a training step.
+
+    Attributes:
+        peak_bytes: Bytes in use at the peak.
+        parts: What they are for: a key of `PARTS` to bytes; they sum to the peak.
+        moment: When the peak is: "forward pass", "backward pass", "optimizer step" or "between steps".
+        shape: The batch.
+        dtype: The base's weights, e.g. "bfloat16".
+        checkpointing: Whether activations are computed again in the backward pass.
+        device: The device whose kernels are meant: "cpu", "cuda" or "mps".
+        seconds: What the prediction took.
+    """
+
+    peak_bytes: int
+    parts: Mapping[str, int]
+    moment: str
+    shape: BatchShape
+    dtype: str
+    checkpointing: bool
+    device: str
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON-ready values."""
+        return asdict(replace(self, parts=dict(self.parts)))
+
+
+def predict_memory(
+    config: RunConfig,
+    *,
+    source: ModelSource | None = None,
+    shape: BatchShape | None = None,
+    attach: Attach | None = None,
+) -> MemoryPrediction:
+    """Predict the peak memory of a run's training steps; no weight is read.
+
+    Args:
+        config: The run: its model, method, phases, batch and optimizer.
+        source: The base, where it is found already; else its config is read.
+        shape: The longest batch; None takes `training.batch_size` rows of `task.max_length` tokens.
+        attach: Makes the base tunable; None takes the config's method.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        ModelError: The config cannot be built, or the model's operations depend on data.
+        TargetError: The method's targets match nothing in this model.
+    """
+    began = time.perf_counter()
+    source = source or find_structure(config)
+    length = config.task.max_length
+    shape = shape or BatchShape(config.training.batch_size, length, length)
+    device, dtype = planned_device(config)
+    checkpointing = config.model.gradient_checkpointing
+    base = build_structure(source, dtype=dtype, checkpointing=checkpointing)
+    attachment = (attach or attach_method(config, source))(base)
+    try:
+        peak = rehearse(attachment, config, shape, head=source.head, device_type=device.type)
+    except _NEEDS_DATA as error:
+        raise ModelError(
+            f"the memory of '{source.name}' ({source.config.model_type}) cannot be predicted: what it computes depends on"
+            f" data ({type(error).__name__}: {error})"
+        ) from error
+    return MemoryPrediction(
+        peak_bytes=peak.total_bytes,
+        parts={part: peak.parts[part] for part in PARTS},
+        moment=peak.moment,
+        shape=shape,
+        dtype=str(dtype).removeprefix("torch."),
+        checkpointing=checkpointing,
+        device=device.type,
+        seconds=time.perf_counter() - began,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointingGain:
+    """What gradient checkpointing saves in a training step. In inference it saves nothing: nothing is kept there.
+
+    Attributes:
+        without: The step without it.
+        with_it: The step with it.
+    """
+
+    without: MemoryPrediction
+    with_it: MemoryPrediction
+
+    @property
+    def saved_share(self) -> float:
+        """Share of the whole peak that it saves, 0 to 1."""
+        return 1 - self.with_it.peak_bytes / self.without.peak_bytes
+
+
+def predict_checkpointing(
+    config: RunConfig,
+    *,
+    source: ModelSource | None = None,
+    shape: BatchShape | None = None,
+    attach: Attach | None = None,
+) -> CheckpointingGain:
+    """Predict what gradient checkpointing saves; `measure_checkpointing` measures it on a loaded model.
+
+    Args:
+        config: The run; whether it checkpoints does not matter.
+        source: The base, where it is found already.
+        shape: The longest batch; None takes the config's.
+        attach: Makes the base tunable; None takes the config's method.
+
+    Returns:
+        Both predictions.
+
+    Raises:
+        ModelError: The config cannot be built, or the model has no checkpointing.
+    """
+    without, with_it = (
+        predict_memory(
+            config.model_copy(
+                update={"model": config.model.model_copy(update={"gradient_checkpointing": on})}
+            ),
+            source=source,
+            shape=shape,
+            attach=attach,
+        )
+        for on in (False, True)
+    )
+    return CheckpointingGain(without, with_it)
+
+
+def planned_device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
+    """Where a run will be and in which dtype; a CUDA device that is named can be planned for where there is none.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The device, and the dtype of the base's weights.
+
+    Raises:
+        ConfigError: The device is neither here nor CUDA.
+    """
+    name = config.model.device
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        absent = DTYPES.get(
+            config.model.dtype, torch.bfloat16
+        )  # what auto means on every such device since 2020
+        return torch.device("cuda"), absent
+    device = choose_device(name)
+    return device, choose_dtype(config.model.dtype, device)
+
+
+def find_structure(config: RunConfig, *, num_labels: int | None = None) -> ModelSource:
+    """Find a base by its config alone; it needs no tokenizer and no weights.
+
+    Args:
+        config: The run.
+        num_labels: Number of classes for a classification task.
+
+    Returns:
+        The source, without a tokenizer. A model that cannot generate text is taken as a classifier.
+
+    Raises:
+        ModelError: There is no such model, its config cannot be read, or it can neither generate nor classify text.
+    """
+    location, structure = read_config(config.model)
+    name = config.model.name
+    try:
+        head = _choose_head(name, structure, num_labels)
+    except ModelError:
+        if num_labels is not None:
+            raise
+        head = _choose_head(name, structure, structure.num_labels)
+    if num_labels is not None:
+        structure.num_labels = num_labels
+    if head == "classification" and structure.get_text_config().pad_token_id is None:
+        structure.pad_token_id = structure.get_text_config().pad_token_id = 0
+    return ModelSource(name, location, structure, None, head)
+
+
+def build_structure(source: ModelSource, *, dtype: torch.dtype, checkpointing: bool) -> nn.Module:
+    """The base on the meta device, as loading would leave it.
+
+    Args:
+        source: The base.
+        dtype: Of its weights.
+        checkpointing: Whether activations are computed again in the backward pass.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: transformers cannot build a model of this config, or it has no checkpointing.
+    """
+    config = copy.deepcopy(source.config)
+    config.dtype = config.get_text_config().dtype = dtype
+    try:
+        model = meta_model(replace(source, config=config))
+    except InputError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"no model can be built of the config of '{source.name}' ({config.model_type}): {type(error).__name__}: {error}"
+        ) from error
+    if checkpointing:
+        switch_checkpointing(model, True)
+    return model.eval()
+
+
+def attach_method(config: RunConfig, source: ModelSource) -> Attach:
+    """The config's own way to make a base tunable.
+
+    Args:
+        config: The run.
+        source: The base.
+
+    Returns:
+        A function from the base to its attachment.
+    """
+    adapter = config.adapters[0]
+    method = METHODS.load(adapter.method)
+    settings = method.Settings(**adapter.settings)
+
+    def attach(base: nn.Module) -> Attachment:
+        attached: Attachment = method.attach(
+            base, map_model(base), settings, head=source.head, seed=config.training.seed
+        )
+        return attached
+
+    return attach
