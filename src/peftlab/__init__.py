@@ -66,6 +66,12 @@ if TYPE_CHECKING:
     )
     from peftlab.finetuning import finetune
     from peftlab.gradient_log import GradientNormLog, load_gradient_log
+    from peftlab.inspection.activations import extract_activations
+    from peftlab.inspection.attention import get_attention_patterns
+    from peftlab.inspection.attention_statistics import get_attention_statistics
+    from peftlab.inspection.shards import open_activations
+    from peftlab.inspection.words import measure_alignment
+    from peftlab.mapping import map_model
     from peftlab.metric import Score
     from peftlab.model_adapters import (
         BARTModelAdapter,
@@ -142,11 +148,17 @@ _HOMES = {
     "config_to_dict": "experiment_config",
     "create_layerwise_lora_config": "callbacks",
     "create_phased_lora_config": "callbacks",
+    "extract_activations": "inspection.activations",
     "finetune": "finetuning",
     "generate_summary_report": "figures",
+    "get_attention_patterns": "inspection.attention",
+    "get_attention_statistics": "inspection.attention_statistics",
     "load": "store",
     "load_gradient_log": "gradient_log",
+    "map_model": "mapping",
+    "measure_alignment": "inspection.words",
     "measure_gradient_norms": "callbacks",
+    "open_activations": "inspection.shards",
     "plot_gradient_evolution": "figures",
     "plot_gradient_norms": "figures",
     "plot_layer_comparison": "figures",
@@ -214,11 +226,17 @@ __all__ = [
     "config_to_dict",
     "create_layerwise_lora_config",
     "create_phased_lora_config",
+    "extract_activations",
     "finetune",
     "generate_summary_report",
+    "get_attention_patterns",
+    "get_attention_statistics",
     "load",
     "load_gradient_log",
+    "map_model",
+    "measure_alignment",
     "measure_gradient_norms",
+    "open_activations",
     "plot_gradient_evolution",
     "plot_gradient_norms",
     "plot_layer_comparison",

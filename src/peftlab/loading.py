@@ -245,9 +245,15 @@ def hash_tokenizer(tokenizer: Any) -> str:
         The hexadecimal digest.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    content = json.dumps(tokenizer.get_vocab() if backend is None else _lasting(backend), sort_keys=True)
     special = json.dumps({k: str(v) for k, v in tokenizer.special_tokens_map.items()}, sort_keys=True)
     return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
+
+
+def _lasting(backend: Any) -> dict[str, Any]:
+    """What a tokenizer is, without how its last call cut and padded."""
+    content: dict[str, Any] = json.loads(backend.to_str())
+    return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
 
 
 def _remote(settings: ModelSettings) -> dict[str, Any]:
