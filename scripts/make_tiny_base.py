@@ -286,7 +286,9 @@ def main() -> None:
         "--threads", type=int, default=2, help="torch threads; another number gives other last bits"
     )
     parser.add_argument("--out", type=Path, default=SHIPPED)
-    parser.add_argument("--log", type=Path, help="default: beside this script for the shipped base, else beside --out")
+    parser.add_argument(
+        "--log", type=Path, help="default: beside this script for the shipped base, else beside --out"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny size and three steps, for the test")
     asked = parser.parse_args()
     size, steps = (QUICK, 3) if asked.quick else (Size(), asked.steps)

@@ -225,13 +225,21 @@ def _count(family: FamilyMap, group: str) -> int:
 
 
 def _is_attributed(certificate: Certificate) -> bool:
-    """Whether every stack with attention has layers for query, key, value and output."""
+    """Whether every part that attends has layers for query, key, value and output.
+
+    A mixer over its own sequence without any of them is a recurrence or convolution (Mamba in Jamba) and is not counted,
+    as long as the model has one that attends; a cross mixer always attends.
+    """
     verdicts = []
-    for stack in certificate.stacks:
-        roles = {role.rpartition(".")[2] for kind in stack.kinds for role in kind.roles.values()}
-        made = {part for role in roles for part in _MAKES.get(role, ())}
-        if stack.kinds:
-            verdicts.append({"query", "key", "value"} <= made and "output" in roles)
+    for kind in (kind for stack in certificate.stacks for kind in stack.kinds):
+        for path, part in kind.parts.items():
+            if part not in ("mixer", "cross_mixer"):
+                continue
+            inside = [role for p, role in kind.roles.items() if p == path or p.startswith(f"{path}.")]
+            ends = {role.rpartition(".")[2] for role in inside}
+            made = {makes for end in ends for makes in _MAKES.get(end, ())}
+            if made or part == "cross_mixer":
+                verdicts.append({"query", "key", "value"} <= made and "output" in ends)
     return bool(verdicts) and all(verdicts)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from peftlab.errors import ConfigError
+from peftlab.errors import ConfigError, did_you_mean
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
@@ -115,14 +115,22 @@ def explain_dtype(name: str, device: torch.device) -> DtypeChoice:
     """The dtype of the base's weights, and why.
 
     Args:
-        name: "auto" or one of `DTYPES`.
+        name: "auto" or one of `DTYPES`; a torch dtype counts as its name.
         device: Where the base will run.
 
     Returns:
         The choice; auto is bfloat16 on a CUDA device that computes in it, else float32, whatever the CPU could do: a
         run's numbers shall not depend on the CPU's age.
+
+    Raises:
+        ConfigError: There is no such dtype.
     """
     if name != "auto":
+        name = str(name).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ConfigError(
+                f"unknown dtype '{name}'{did_you_mean(name, DTYPES)}; use auto, {', '.join(DTYPES)}"
+            )
         return DtypeChoice(DTYPES[name], f"model.dtype={name} was asked for")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):

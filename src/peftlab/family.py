@@ -225,6 +225,14 @@ class FamilyMap:
         if fused and "attention_qv" in targets:
             made = "key and value" if fused[0].role.endswith("key_value") else "query, key and value"
             yield f"{made} are one module here ({fused[0].path}): attention_qv adapts {_ALL[made]}"
+        if "attention_qv" in targets:
+            taken = tuple(s.path for s in chosen)
+            without = [m.path for m in self.mixers() if not any(p.startswith(f"{m.path}.") for p in taken)]
+            if without:
+                yield (
+                    f"{len(without)} token mixers have no query or value layers that could be told apart and are left as"
+                    f" they are, such as {without[0]}"
+                )
         if targets & {"mlp", "both", "all"}:
             experts = [s for s in self.sites if s.role == "mlp.experts"]
             if experts:

@@ -24,6 +24,7 @@ from peftlab.inspection.shards import Activations
 from peftlab.inspection.words import AlignmentReport, measure_alignment
 from peftlab.loading import read_config, read_tokenizer, read_weights
 from peftlab.mapping import map_model
+from peftlab.mapping.spot_check import spot_check
 from peftlab.memory.checkpointing import MemoryOptimization, measure_checkpointing, switch_checkpointing
 from peftlab.memory.placement import find_room
 from peftlab.model_config import LayerMapping, ModelConfig, describe_model
@@ -97,6 +98,7 @@ class UniversalModelAdapter:
             )
         model = (model if spread else model.to(place)).eval()
         self._family = map_model(model)
+        spot_check(model, self._family)
         if self.config.facts.reads_tokens:
             self.tokenizer = read_tokenizer(settings, resolved.location)
             if self.tokenizer.pad_token_id is None:

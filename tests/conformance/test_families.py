@@ -7,8 +7,9 @@ import transformers
 
 from peftlab import coverage
 from peftlab.commands.families import MEASURED, markdown, render
-from peftlab.coverage import Coverage, text_types, totals, try_type, vision_types
+from peftlab.coverage import Coverage, default_config, text_types, totals, try_type, vision_types
 from peftlab.family import FamilyMap
+from peftlab.mapping.certifying import prove_config
 
 TABLE = json.loads(MEASURED.read_text(encoding="utf-8"))
 ROWS = {row["model_type"]: row for kind in ("text", "vision") for row in TABLE[kind]}
@@ -65,6 +66,33 @@ def test_the_page_in_the_docs_is_this_table():
     if page.exists():  # not beside an installed package
         assert page.read_text(encoding="utf-8") == markdown(TABLE)
     assert "target groups resolved and proved" in render(TABLE)
+
+
+NAMES = {
+    "q_proj": "query",
+    "query": "query",
+    "k_proj": "key",
+    "key": "key",
+    "v_proj": "value",
+    "value": "value",
+}
+
+
+@pytest.mark.parametrize(
+    "model_type", ["bart", "bert", "fsmt", "llama", "opt", "pegasus_x", "roberta", "t5gemma", "vit"]
+)
+def test_no_experiment_contradicts_a_telling_name(model_type):
+    """Names are not looked at, so they are a witness: where one tells, the role is this, or nothing is claimed."""
+    types = text_types() | vision_types()
+    twin, certificate = prove_config(types[model_type], default_config(model_type, types[model_type]))
+    assert twin is not None, certificate.problem
+    roles = [r for stack in certificate.stacks for kind in stack.kinds for r in kind.roles.items()]
+    for path, role in roles:
+        expected = NAMES.get(path.rpartition(".")[2])
+        inside = any(word in path for word in ("attn", "attention"))
+        if expected and inside:
+            assert role.rpartition(".")[2] in (expected, "linear"), (path, role)
+            assert not role.startswith("mlp."), (path, role)
 
 
 def test_a_type_that_cannot_be_built_says_why(monkeypatch):

@@ -180,3 +180,10 @@ def test_what_fits_nowhere_is_refused_with_numbers(
     assert "cuda:0 8,000, host 2,000" in said
     assert advice in said
     assert "model.dtype=bfloat16" in said
+
+
+def test_a_dtype_that_is_not_there_is_refused_and_torchs_own_is_taken() -> None:
+    cpu = torch.device("cpu")
+    assert choose_dtype(torch.bfloat16, cpu) is torch.bfloat16  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"unknown dtype 'flaot32' .*did you mean 'float32'"):
+        choose_dtype("flaot32", cpu)

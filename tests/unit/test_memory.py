@@ -48,21 +48,24 @@ def test_prediction_equals_the_profiler(
 
 
 @pytest.mark.parametrize(
-    ("training", "attach"),
+    ("training", "attach", "length"),
     [
-        ({}, None),
-        ({"accumulation_steps": 3}, None),
-        ({"warmup_steps": 2}, Whole),
-        ({"max_steps": 9, "accumulation_steps": 2, "warmup_steps": 4}, None),
+        ({"accumulation_steps": 3}, None, 48),  # little beside weights, gradients, copies and moments
+        (
+            {"warmup_steps": 2},
+            Whole,
+            240,
+        ),  # the proof's copies stand beside activations, since step 1 moves nothing
+        ({"max_steps": 9, "accumulation_steps": 2, "warmup_steps": 4}, None, 48),
     ],
 )
 def test_a_whole_run_takes_what_its_first_steps_take(
-    training: dict[str, Any], attach: Any, tmp_path: Path
+    training: dict[str, Any], attach: Any, length: int, tmp_path: Path
 ) -> None:
     phases = {"strategy": "attn->mlp->both"} if "max_steps" in training else {}
     values = {"batch_size": 1, "learning_rate": 0.03} | training
     config = make_config(tmp_path, "small", training=values, schedule=phases, method={"targets": "all"})
-    shape = BatchShape(1, 48, 48)  # little beside weights, gradients, copies and moments
+    shape = BatchShape(1, length, length)
     predicted = predict_memory(config, shape=shape, attach=attach)
     measured = measure_run(config, shape, tmp_path, attach)
     assert predicted.peak_bytes == pytest.approx(measured, rel=ALLOWED)
@@ -101,6 +104,12 @@ def test_a_config_that_cannot_be_built(tmp_path: Path) -> None:
         predict_memory(config)
 
 
+def test_rows_beyond_the_positions(tmp_path: Path) -> None:
+    config = make_config(tmp_path, "gpt2")
+    with pytest.raises(ConfigError, match=r"rows of 1025 tokens .* has 1024 positions; set task.max_length"):
+        predict_memory(config, shape=BatchShape(1, 1025, 1025))
+
+
 def test_checkpointing_saves_in_training(tmp_path: Path) -> None:
     config = make_config(tmp_path, "llama", training={"batch_size": 8})
     gain = predict_checkpointing(config)
@@ -127,8 +136,7 @@ def test_scratch_of_mixed_dtypes(in_place: bool) -> None:
     assert scratch_bytes(func, (single, single), "cpu") == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("length", [300, 800])
+@pytest.mark.parametrize(("dtype", "length"), [(torch.float32, 300), (torch.bfloat16, 800)])
 def test_scratch_of_attention(dtype: torch.dtype, length: int) -> None:
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     query = torch.randn(1, 2, length, 16, dtype=dtype)

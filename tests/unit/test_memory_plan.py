@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from command_line import command
-from memory_cases import ALLOWED, make_config, measure
+from memory_cases import ALLOWED, make_config
+from transformers import BertForSequenceClassification
 
 from peftlab.cli import main
 from peftlab.commands.parsing import read_bytes
@@ -20,8 +21,8 @@ from peftlab.errors import ConfigError, ModelError, RunError
 from peftlab.memory import fitting
 from peftlab.memory.budget import CUDA_CONTEXT_BYTES, Budget, find_budget
 from peftlab.memory.fitting import BATCH_SIZES, choose_batch_size, plan_memory
-from peftlab.memory.measuring import MeasuredPeak
-from peftlab.memory.prediction import MemoryPrediction, predict_memory
+from peftlab.memory.measuring import MeasuredPeak, confirm_with
+from peftlab.memory.prediction import MemoryPrediction, find_structure, predict_memory
 from peftlab.memory.search import largest_fitting
 from peftlab.memory.steps import BatchShape
 from peftlab.memory.text import render_memory
@@ -121,9 +122,13 @@ def test_batch_size_is_confirmed_by_one_step(tmp_path: Path) -> None:
 
 
 def test_a_real_step_confirms(tmp_path: Path) -> None:
-    config = make_config(tmp_path, "small", training={"batch_size": 8})
+    config = make_config(tmp_path, "small")
+    source = find_structure(config)
+    BertForSequenceClassification(source.config).save_pretrained(tmp_path / "small")
     peak = predict_memory(config, shape=BatchShape(8, 64, 64)).peak_bytes
-    choice = choose_batch_size(config, memory=int(peak * 1.051), confirm=lambda shape: measure(config, shape))
+    choice = choose_batch_size(
+        config, source=source, memory=int(peak * 1.051), confirm=confirm_with(config, source)
+    )
     assert choice.batch_size == 8
     assert choice.measured is not None
     assert choice.measured.peak_bytes == pytest.approx(peak, rel=ALLOWED)

@@ -1,6 +1,8 @@
 """The experiments: each tells what it should on modules whose purpose is known, and nothing where there is nothing."""
 
+import importlib.util
 import json
+import sys
 
 import pytest
 import torch
@@ -229,3 +231,51 @@ def test_an_mlp_behind_a_mixer_is_not_taken_for_its_output(monkeypatch):
     assert roles["attention.four"] == "output"
     monkeypatch.setattr(attribution, "_same_values", lambda *_: True)
     assert attribute_mixer(bench(Both()), SHAPE)[0]["mlp.a"] == "output", "the companion"
+
+
+def test_what_the_caller_has_set_does_not_reach_the_proof(tmp_path, monkeypatch):
+    """Autocast, a default device, a default dtype, the random stream: the certificate is the same, the stream untouched."""
+    model = tiny_models.build("llama", 4)
+    plain = certify(model)
+    model.config._attn_implementation_internal = "flash_attention_2"
+    contexts = {
+        "autocast": torch.autocast("cpu", dtype=torch.bfloat16),
+        "meta": torch.device("meta"),
+        "flash": torch.inference_mode(),
+    }
+    for name, context in contexts.items():
+        monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / name))
+        monkeypatch.setattr(certifying, "_known", {})
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        with context:
+            made = certify(model)
+        assert (made.problem, made.stacks, made.head) == ("", plain.stacks, plain.head), name
+        assert torch.equal(torch.get_rng_state(), before), name
+
+
+def test_a_problem_is_not_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(certifying, "_known", {})
+    model = tiny_models.build("gpt2", 4)
+    with monkeypatch.context() as broken:
+        broken.setattr(certifying, "twin_inputs", lambda _: {})
+        assert certify(model).problem
+    assert certify(model).problem == ""
+
+
+def test_other_code_is_another_architecture(tmp_path):
+    file = tmp_path / "mymodel.py"
+    file.write_text("import torch.nn as nn\nclass Layer(nn.Linear):\n    pass\n")
+    spec = importlib.util.spec_from_file_location("mymodel", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mymodel"] = module
+    spec.loader.exec_module(module)
+    try:
+        model = nn.Sequential(module.Layer(2, 2))
+        before = certifying._foreign_code(model)
+        file.write_text(file.read_text() + "    other = True\n")
+        assert certifying._foreign_code(model) != before
+        assert certifying._foreign_code(nn.Sequential(nn.Linear(2, 2))) == []
+    finally:
+        del sys.modules["mymodel"]

@@ -19,7 +19,9 @@ def test_it_holds_on_models_as_they_are(name):
 
 
 def _other_states(module, args, output):
-    output.hidden_states = tuple(2 * state if i == 2 else state for i, state in enumerate(output.hidden_states))
+    output.hidden_states = tuple(
+        2 * state if i == 2 else state for i, state in enumerate(output.hidden_states)
+    )
 
 
 def test_code_changed_after_loading_is_found():

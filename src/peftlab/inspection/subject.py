@@ -28,6 +28,7 @@ from peftlab.loading import (
     read_weights,
 )
 from peftlab.mapping import map_model
+from peftlab.mapping.spot_check import spot_check
 from peftlab.model_facts import empty_model, model_class
 from peftlab.run import LAST, RunFolder
 from peftlab.store import MANIFEST, attach_saved, check_belongs, read_manifest
@@ -90,20 +91,23 @@ class Subject:
             The model in evaluation mode on its device, and the names of tensors that its files lack: they are random.
 
         Raises:
-            ModelError: The weights are missing or damaged.
+            ModelError: The weights are missing or damaged, or the map does not hold on them.
             CheckpointError: The adapter's files are damaged, or the base is another one.
         """
         source = self.trained_source
         if source is not None and self.manifest is not None and self.bundle is not None:
             check_belongs(self.manifest, source, self.bundle)
             base = load_model(source, self.settings, seed=self.manifest["seed"])
+            spot_check(base, map_model(base))
             return attach_saved(base, self.bundle).model, []
         device = choose_device(self.settings.device)
         dtype = choose_dtype(self.settings.dtype, device)
         model, missing = read_weights(
             model_class(self.config), self.config, self.settings, self.location, dtype=dtype
         )
-        return model.to(device).eval(), missing
+        model = model.to(device).eval()
+        spot_check(model, map_model(model))
+        return model, missing
 
     @property
     def trained_source(self) -> ModelSource | None:

@@ -6,6 +6,10 @@ import copy
 import hashlib
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from torch import nn
 
 from peftlab.catalog import FAMILIES
 from peftlab.certificate import VERSION, Certificate
-from peftlab.files import write_json
+from peftlab.files import sha256, write_json
 from peftlab.mapping.proving import prove
 from peftlab.mapping.structure import block_lists, signature
 from peftlab.mapping.twin import build_twin, twin_config, twin_inputs
@@ -39,11 +43,14 @@ def certify(model: Any) -> Certificate:
         return Certificate(type(model).__name__, "", problem="it is not a transformers model with a config")
     family = family_exceptions(getattr(config, "model_type", ""))
     small = twin_config(config, num_layers=layers_needed(model), changes=getattr(family, "TWIN", None))
-    key = _key(type(model), small)
-    if key not in _known:
-        kept = cache_folder() / f"{key}.json"
-        _known[key] = _read(kept) or _keep(kept, _prove(type(model), small)[1])
-    return _known[key]
+    key = _key(type(model), small, _foreign_code(model))
+    if key in _known:
+        return _known[key]
+    kept = cache_folder() / f"{key}.json"
+    certificate = _read(kept) or _keep(kept, _prove(type(model), small)[1])
+    if not certificate.problem:
+        _known[key] = certificate
+    return certificate
 
 
 def layers_needed(model: nn.Module) -> int:
@@ -84,9 +91,30 @@ def cache_folder() -> Path:
     return base / "certificates"
 
 
-def _key(model_class: type, small: Any) -> str:
+def _foreign_code(model: nn.Module) -> list[str]:
+    """Sums of the source files of a model's classes that are not transformers', torch's or peft's own."""
+    own = ("transformers.", "torch.", "peft.")
+    modules = {type(m).__module__ for m in model.modules() if not f"{type(m).__module__}.".startswith(own)}
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)]
+    return [
+        sha256(Path(file)) if file else str(os.getpid()) for file in files
+    ]  # written in a session: never kept
+
+
+@cache
+def _proving_code() -> list[str]:
+    """Sums of the files that make the proofs."""
+    folder = Path(__file__).parent
+    return [
+        sha256(file) for file in sorted([*folder.glob("*.py"), *(folder.parent / "families").glob("*.py")])
+    ]
+
+
+def _key(model_class: type, small: Any, foreign: list[str]) -> str:
     """One key for a class, a config without its sizes, and everything that could change a proof."""
     facts = {
+        "code": _proving_code(),
+        "foreign": foreign,
         "class": f"{model_class.__module__}.{model_class.__qualname__}",
         "config": small.to_dict(),
         "version": VERSION,
@@ -116,15 +144,35 @@ def _prove(model_class: type[nn.Module], small: Any) -> tuple[nn.Module | None, 
     """Build the twin and carry out the experiments; a twin that cannot be built or run is the certificate's problem."""
     name, model_type = model_class.__name__, getattr(small, "model_type", "")
     try:
-        twin = build_twin(model_class, small)
-        count = sum(p.numel() for p in twin.parameters())
-        if count > _MOST_PARAMETERS:
-            raise ValueError(f"a tiny {name} still has {count:,} parameters")
-        return twin, prove(twin, complete_inputs(twin, twin_inputs(twin)))
+        with _plain_torch():
+            twin = build_twin(model_class, small)
+            count = sum(p.numel() for p in twin.parameters())
+            if count > _MOST_PARAMETERS:
+                raise ValueError(f"a tiny {name} still has {count:,} parameters")
+            return twin, prove(twin, complete_inputs(twin, twin_inputs(twin)))
     except Exception as error:  # noqa: BLE001 - any model code can fail in any way; the reason is kept and told
         said = (str(error).strip() or "no message").splitlines()[0][:200]
         problem = f"no tiny twin of it runs ({type(error).__name__}: {said})"
         return None, Certificate(name, model_type, problem=problem)
+
+
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Float32 on the CPU without autocast, whatever the caller has set; the caller's random streams are left alone."""
+    dtype = torch.get_default_dtype()
+    kinds = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    with ExitStack() as stack:
+        stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(torch.inference_mode(mode=False))
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        try:
+            torch.manual_seed(0)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def complete_inputs(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

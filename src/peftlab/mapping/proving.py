@@ -87,13 +87,20 @@ def _prove_stack(
     verdict, layout = compare_outputs(
         outputs, hidden_states_of(output), behind, num_stacks=len(block_lists(twin))
     )
+    fed = _lengths_of_others(path, calls)
     kinds: dict[str, BlockKind] = {}
     for block, block_path in zip(blocks, paths, strict=True):
         own = {p[len(block_path) + 1 :]: c[0] for p, c in calls.items() if p.startswith(f"{block_path}.")}
         mark = signature(block)
         if mark not in kinds and block_path in calls:
-            kinds[mark] = _prove_kind(block, calls[block_path][0], own, seen, mark)
+            kinds[mark] = _prove_kind(block, calls[block_path][0], own, seen, mark, fed)
     return StackProof(path, layout, verdict, max(1, len(runs) // len(blocks)), norm, tuple(kinds.values()))
+
+
+def _lengths_of_others(path: str, calls: Mapping[str, list[Call]]) -> set[int]:
+    """Axes of what is made outside a stack: lengths that a sequence from elsewhere may have."""
+    results = [c.result for p, made in calls.items() if not p.startswith(f"{path}.") for c in made]
+    return {n for result in results if result is not None and result.dim() == 3 for n in result.shape[:2]}
 
 
 def _may_be_norm(module: nn.Module) -> bool:
@@ -108,21 +115,33 @@ def _shape(call: Call) -> tuple[Shape, int | None]:
     assert hidden is not None
     axes = hidden.shape[1:3] if hidden.dim() == 4 and hidden.shape[0] != ROWS else hidden.shape[:2]
     batch, length = axes if axes[0] == ROWS else (axes[1], axes[0])
+    own = {length, batch}
     others = [
-        t.shape[1] for t in call.tensors() if t.dim() == 3 and t.shape[0] == batch and t.shape[1] != length
+        n
+        for t in call.tensors()
+        if t.dim() == 3 and batch in t.shape[:2]
+        for n in t.shape[:2]
+        if n not in own
     ]
     return Shape(batch, length), next(iter(others), None)
 
 
 def _prove_kind(
-    block: nn.Module, call: Call, own: Mapping[str, Call], seen: list[AttentionCall], mark: str
+    block: nn.Module,
+    call: Call,
+    own: Mapping[str, Call],
+    seen: list[AttentionCall],
+    mark: str,
+    fed: set[int],
 ) -> BlockKind:
     """All experiments on one make of block."""
     shape, other = _shape(call)
+    other = other if other in fed else None  # global tokens (Pegasus-X) are no other sequence
     layers = {p: m for p, m in inner_modules(block) if is_linear(m)}
     opened: set[str] = set()  # mixers that hold an MLP too are looked into
     while True:
         parts = find_parts(block, own, shape, other, opened=opened)
+        _doubt_readers(block, own, parts, layers, seen)
         roles, evidence, behind = _mixer_roles(block, own, parts, layers, seen, shape)
         if not behind - opened:
             break
@@ -140,6 +159,21 @@ def _prove_kind(
         evidence="+".join(sorted(evidence)),
         unproven=parts.unproven,
     )
+
+
+def _doubt_readers(
+    block: nn.Module,
+    own: Mapping[str, Call],
+    parts: Parts,
+    layers: Mapping[str, nn.Module],
+    seen: list[AttentionCall],
+) -> None:
+    """Take back that a part works on each position alone where it reads attention."""
+    for path in parts.of("position_wise"):
+        inside = {p: m for p, m in layers.items() if p.startswith(f"{path}.")}
+        if inside and Bench(block.get_submodule(path), own[path], inside, seen).run()[1]:
+            del parts.kinds[path]
+            parts.unproven[path] = "it reads attention, but no change of its input is felt elsewhere"
 
 
 def _mixer_roles(

@@ -10,20 +10,22 @@ from torch import nn
 
 from peftlab.errors import ModelError
 from peftlab.family import FamilyMap
+from peftlab.mapping.certifying import complete_inputs
 from peftlab.mapping.outputs import compare_head, compare_outputs, hidden_states_of
 from peftlab.mapping.structure import output_head
 from peftlab.mapping.trace import Call, first_tensor
+from peftlab.mapping.twin import twin_inputs
 
 _MOST_TOKENS = 64
 
 
-def spot_check(model: Any, family: FamilyMap, inputs: Mapping[str, Any]) -> list[str]:
+def spot_check(model: Any, family: FamilyMap, inputs: Mapping[str, Any] | None = None) -> list[str]:
     """Compare block outputs with hidden states, and the head with the logits, on a model's own weights.
 
     Args:
         model: A transformers model, bare.
         family: Its map.
-        inputs: A batch; its first row's first 64 tokens are used, labels are left out.
+        inputs: A batch; its first row's first 64 tokens are used, labels are left out. None takes tokens by chance.
 
     Returns:
         What was found to hold, one sentence each; what the certificate does not claim is not looked at.
@@ -31,6 +33,8 @@ def spot_check(model: Any, family: FamilyMap, inputs: Mapping[str, Any]) -> list
     Raises:
         ModelError: Something that was proved on the twin does not hold here.
     """
+    if inputs is None:
+        inputs = complete_inputs(model, twin_inputs(model))
     row = {
         name: value[:1, :_MOST_TOKENS]
         for name, value in inputs.items()

@@ -62,6 +62,9 @@ def _shrink(config: Any, num_layers: int, changes: Mapping[str, Any]) -> None:
     for name in FILLED & kept.keys():
         if kept[name] is None:
             _set(config, name, SIZES.get(name, HEADS))
+    _set(
+        config, "_attn_implementation_internal", None
+    )  # the library's own choice: a twin runs on any machine
     if "use_cache" in kept:
         _set(config, "use_cache", False)
     for name, value in changes.items():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from peftlab.config import RunConfig
 from peftlab.devices import storage_bytes
+from peftlab.loading import ModelSource, load_model
 from peftlab.memory.peaks import ACCOUNTS, measured_peak
+from peftlab.memory.prediction import attach_method
 from peftlab.memory.steps import BatchShape, make_trainer, undisturbed
 from peftlab.method import Attachment, Head
 from peftlab.objective import ModelLoss
@@ -29,6 +32,27 @@ class MeasuredPeak:
     weights_bytes: int
     account: str
     shape: BatchShape
+
+
+def confirm_with(config: RunConfig, source: ModelSource) -> Callable[[BatchShape], MeasuredPeak]:
+    """A function that takes the first steps of a run with its real weights, for `choose_batch_size`.
+
+    Args:
+        config: The run.
+        source: The base; its weights are read anew each time, and let go of.
+
+    Returns:
+        From the longest batch to the measured peak.
+    """
+
+    def confirm(shape: BatchShape) -> MeasuredPeak:
+        attachment = attach_method(config, source)(
+            load_model(source, config.model, seed=config.training.seed)
+        )
+        vocabulary = source.config.get_text_config().vocab_size
+        return measure_step(attachment, config, shape, head=source.head, vocabulary=vocabulary)
+
+    return confirm
 
 
 def measure_step(

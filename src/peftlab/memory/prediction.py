@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
 from peftlab.catalog import METHODS
 from peftlab.config import RunConfig
 from peftlab.devices import DTYPES, choose_device, choose_dtype
-from peftlab.errors import InputError, ModelError
+from peftlab.errors import ConfigError, InputError, ModelError
 from peftlab.loading import ModelSource, _choose_head, meta_model, read_config
 from peftlab.mapping import map_model
 from peftlab.memory.checkpointing import switch_checkpointing
@@ -88,11 +88,13 @@ def predict_memory(
     Raises:
         ModelError: The config cannot be built, or the model's operations depend on data.
         TargetError: The method's targets match nothing in this model.
+        ConfigError: The rows are longer than the model's positions.
     """
     began = time.perf_counter()
     source = source or find_structure(config)
     length = config.task.max_length
     shape = shape or BatchShape(config.training.batch_size, length, length)
+    _check_positions(source, shape)
     device, dtype = planned_device(config)
     checkpointing = config.model.gradient_checkpointing
     base = build_structure(source, dtype=dtype, checkpointing=checkpointing)
@@ -191,12 +193,11 @@ def planned_device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
     return device, choose_dtype(config.model.dtype, device)
 
 
-def find_structure(config: RunConfig, *, num_labels: int | None = None) -> ModelSource:
+def find_structure(config: RunConfig) -> ModelSource:
     """Find a base by its config alone; it needs no tokenizer and no weights.
 
     Args:
         config: The run.
-        num_labels: Number of classes for a classification task.
 
     Returns:
         The source, without a tokenizer. A model that cannot generate text is taken as a classifier.
@@ -207,13 +208,9 @@ def find_structure(config: RunConfig, *, num_labels: int | None = None) -> Model
     location, structure = read_config(config.model)
     name = config.model.name
     try:
-        head = _choose_head(name, structure, num_labels)
+        head = _choose_head(name, structure, None)
     except ModelError:
-        if num_labels is not None:
-            raise
         head = _choose_head(name, structure, structure.num_labels)
-    if num_labels is not None:
-        structure.num_labels = num_labels
     if head == "classification" and structure.get_text_config().pad_token_id is None:
         structure.pad_token_id = structure.get_text_config().pad_token_id = 0
     return ModelSource(name, location, structure, None, head)
@@ -246,6 +243,17 @@ def build_structure(source: ModelSource, *, dtype: torch.dtype, checkpointing: b
     if checkpointing:
         switch_checkpointing(model, True)
     return model.eval()
+
+
+def _check_positions(source: ModelSource, shape: BatchShape) -> None:
+    """Refuse rows that the model has no positions for: without data it would not notice."""
+    positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(shape.length, shape.label_length)
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            f"rows of {longest} tokens are asked for but '{source.name}' has {positions} positions; set task.max_length"
+            f" (--max_length) to {positions} or less"
+        )
 
 
 def attach_method(config: RunConfig, source: ModelSource) -> Attach:

@@ -25,6 +25,9 @@ from peftlab.memory.steps import BatchShape, make_trainer, undisturbed
 from peftlab.method import Attachment, Head
 from peftlab.objective import ModelLoss, Objective
 
+_SEES_THROUGH = "transformers.utils.import_utils.is_fake_tensor"
+"""Where transformers asks whether a mask has no data; if so, it never leaves a mask out."""
+
 
 def rehearse(
     attachment: Attachment, config: RunConfig, shape: BatchShape, *, head: Head, device_type: str
@@ -50,9 +53,7 @@ def rehearse(
         undisturbed(),
         _older_garbage_left(),
         patch.object(model, "to", lambda *_, **__: model),  # torch cannot move a fake parameter
-        patch(
-            "transformers.utils.import_utils.is_fake_tensor", lambda _: False
-        ),  # masks are asked as with data
+        patch(_SEES_THROUGH, lambda _: False, create=True),  # so masks are looked at as they are with data
         _fused_attention(device_type),
         fakes,
         ledger,
