@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,15 @@ from peftlab.memory.kernels import scratch_bytes
 from peftlab.memory.peaks import measured_peak
 from peftlab.memory.prediction import predict_checkpointing, predict_memory
 from peftlab.memory.steps import BatchShape
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """What all libraries hold is looked through once, and not at every collection."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ from peftlab.memory.prediction import MemoryPrediction, find_structure, predict_
 from peftlab.memory.search import largest_fitting
 from peftlab.memory.steps import BatchShape
 from peftlab.memory.text import render_memory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """What all libraries hold is looked through once, and not at every collection."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def linear(base: int, row: int) -> Callable[..., MemoryPrediction]:
@@ -187,6 +197,10 @@ def test_plan_of_a_model_alone(
         "--max_length",
         "2048",
     ]
+    assert main(asked) == 2, "no run could have such rows"
+    assert "task.max_length 2048 is longer than the 1024 positions of" in capsys.readouterr().err
+    config = tmp_path / "llama" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 2048}))
     assert main([*asked, "--memory", "1.5MB"]) == 0
     said = capsys.readouterr().out
     assert "4 rows of 2,048 tokens, weights in float32, on cpu" in said

@@ -159,7 +159,7 @@ def plan_memory(
 
     Raises:
         ModelError: The config cannot be built, or its memory cannot be predicted.
-        ConfigError: The device is not here, and no memory is given.
+        ConfigError: The device is not here, and no memory is given; or rows are longer than the model's positions.
     """
     case = _make_case(config, source, shape, attach)
     budget = find_budget(planned_device(config)[0], memory=memory)
