@@ -117,7 +117,10 @@ def test_a_config_that_cannot_be_built(tmp_path: Path) -> None:
 
 def test_rows_beyond_the_positions(tmp_path: Path) -> None:
     config = make_config(tmp_path, "gpt2")
-    with pytest.raises(ConfigError, match=r"rows of 1025 tokens .* has 1024 positions; set task.max_length"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task.max_length 1025 is longer than the 1024 positions of .*; set --max_length to 1024",
+    ):
         predict_memory(config, shape=BatchShape(1, 1025, 1025))
 
 

@@ -14,7 +14,14 @@ from peftlab.errors import ModelError, RunError
 from peftlab.loading import ModelSource
 from peftlab.memory.budget import Budget, find_budget
 from peftlab.memory.measuring import MeasuredPeak
-from peftlab.memory.prediction import Attach, MemoryPrediction, find_structure, planned_device, predict_memory
+from peftlab.memory.prediction import (
+    Attach,
+    MemoryPrediction,
+    check_positions,
+    find_structure,
+    planned_device,
+    predict_memory,
+)
 from peftlab.memory.search import largest_fitting
 from peftlab.memory.steps import BatchShape
 
@@ -227,7 +234,9 @@ def _make_case(
     """The run on its longest batch, with what was left out filled in."""
     length = config.task.max_length
     shape = shape or BatchShape(config.training.batch_size, length, length)
-    return _Case(config, shape, source or find_structure(config), attach)
+    source = source or find_structure(config)
+    check_positions(source, shape)
+    return _Case(config, shape, source, attach)
 
 
 def _largest_batch(case: _Case, budget: Budget) -> BatchChoice | None:

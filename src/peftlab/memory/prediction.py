@@ -94,7 +94,7 @@ def predict_memory(
     source = source or find_structure(config)
     length = config.task.max_length
     shape = shape or BatchShape(config.training.batch_size, length, length)
-    _check_positions(source, shape)
+    check_positions(source, shape)
     device, dtype = planned_device(config)
     checkpointing = config.model.gradient_checkpointing
     base = build_structure(source, dtype=dtype, checkpointing=checkpointing)
@@ -245,14 +245,22 @@ def build_structure(source: ModelSource, *, dtype: torch.dtype, checkpointing: b
     return model.eval()
 
 
-def _check_positions(source: ModelSource, shape: BatchShape) -> None:
-    """Refuse rows that the model has no positions for: without data it would not notice."""
+def check_positions(source: ModelSource, shape: BatchShape) -> None:
+    """Refuse rows that the model has no positions for; without data it would not notice.
+
+    Args:
+        source: The base.
+        shape: The longest batch.
+
+    Raises:
+        ConfigError: They are too long.
+    """
     positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     longest = max(shape.length, shape.label_length)
     if positions is not None and longest > positions:
         raise ConfigError(
-            f"rows of {longest} tokens are asked for but '{source.name}' has {positions} positions; set task.max_length"
-            f" (--max_length) to {positions} or less"
+            f"task.max_length {longest} is longer than the {positions} positions of '{source.name}'; set --max_length to"
+            f" {positions} or less"
         )
 
 
