@@ -43,7 +43,10 @@ def certify(model: Any) -> Certificate:
         return Certificate(type(model).__name__, "", problem="it is not a transformers model with a config")
     family = family_exceptions(getattr(config, "model_type", ""))
     small = twin_config(config, num_layers=layers_needed(model), changes=getattr(family, "TWIN", None))
-    key = _key(type(model), small, _foreign_code(model))
+    foreign = _foreign_code(model)
+    if foreign is None:
+        return _prove(type(model), small)[1]
+    key = _key(type(model), small, foreign)
     if key in _known:
         return _known[key]
     kept = cache_folder() / f"{key}.json"
@@ -91,14 +94,19 @@ def cache_folder() -> Path:
     return base / "certificates"
 
 
-def _foreign_code(model: nn.Module) -> list[str]:
-    """Sums of the source files of a model's classes that are not transformers', torch's or peft's own."""
+def _foreign_code(model: nn.Module) -> list[str] | None:
+    """Sums of the source files of a model's classes that are not transformers', torch's or peft's own.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The sums; None where a class has no file (written in a notebook): it may change at any time, so nothing is kept.
+    """
     own = ("transformers.", "torch.", "peft.")
     modules = {type(m).__module__ for m in model.modules() if not f"{type(m).__module__}.".startswith(own)}
     files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)]
-    return [
-        sha256(Path(file)) if file else str(os.getpid()) for file in files
-    ]  # written in a session: never kept
+    return None if None in files else [sha256(Path(str(file))) for file in files]
 
 
 @cache
