@@ -15,7 +15,7 @@ from peftlab.mapping import attribution, certifying
 from peftlab.mapping.attribution import Bench, attribute_mixer, attribute_mlp
 from peftlab.mapping.certifying import certify, layers_needed, prove_config
 from peftlab.mapping.outputs import compare_head, compare_outputs
-from peftlab.mapping.positions import Reach, Shape, reach
+from peftlab.mapping.positions import Reach, Shape, depends_on_more, reach
 from peftlab.mapping.trace import Call, equal, noise_on, record
 
 WIDTH, LENGTH = 16, 12
@@ -111,6 +111,19 @@ def test_reach_sees_causality_and_position_wise_work():
         here=True, earlier=False, later=True
     )
     assert reach_of(nn.Tanh(), torch.randn(2 * LENGTH, WIDTH)) == Reach(here=True, earlier=False, later=False)
+
+
+def test_a_part_that_reads_another_sequence_is_not_position_wise():
+    class Beside(nn.Module):
+        def forward(self, hidden, other):
+            return hidden + other.mean(1, keepdim=True) if other.shape[1] != LENGTH else hidden + other
+
+    def depends(other):
+        hidden, module = torch.randn(2, LENGTH, WIDTH), Beside()
+        return depends_on_more(module, Call((hidden, other), {}, module(hidden, other)), SHAPE)
+
+    assert depends(torch.randn(2, 7, WIDTH)), "global tokens, another stack"
+    assert not depends(torch.randn(2, LENGTH, WIDTH)), "a residual stream at the same position"
 
 
 def test_recorded_values_survive_changes_in_place():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from peftlab.mapping.positions import Shape, looks_across, reach
+from peftlab.mapping.positions import Shape, depends_on_more, looks_across, reach
 from peftlab.mapping.structure import is_vectors_only
 from peftlab.mapping.trace import Call, equal, replay
 
@@ -92,6 +92,8 @@ def _place(
         found.causal = bool(found.causal in (None, True) and not far.earlier)
     elif other_length is not None and looks_across(module, call, shape, other_length):
         found.kinds[path] = "cross_mixer"
+    elif depends_on_more(module, call, shape):
+        found.unproven[path] = "its own input stays at its position, but another argument is felt elsewhere"
     elif far.here:
         found.kinds[path] = "position_wise"
     else:

@@ -115,6 +115,32 @@ def reach(module: nn.Module, call: Call, shape: Shape) -> Reach | None:
     return Reach(moved[position], any(moved[:position]), any(moved[position + 1 :]))
 
 
+def depends_on_more(module: nn.Module, call: Call, shape: Shape) -> bool:
+    """Whether a module's result at a position depends on more than its arguments at that position.
+
+    Args:
+        module: The module.
+        call: Its recorded call; `reach` has shown that its own input stays at its position.
+        shape: Batch and length of the stack it lies in.
+
+    Returns:
+        True where another argument moves the result elsewhere, or has other positions than the result.
+    """
+    before, position = call.result, shape.length // 2
+    for tensor in call.tensors():
+        if tensor is call.hidden or not tensor.is_floating_point() or tensor.dim() < 3 or before is None:
+            continue
+        place = shape.index(tensor, position)
+        after = replay(module, call.with_tensor(tensor, tensor + noise_like(tensor, at=place)))
+        if after is None or after.shape != before.shape:
+            return True
+        moved = shape.moved(before, after)
+        elsewhere = moved if place is None else [*moved[:position], *moved[position + 1 :]]
+        if any(elsewhere):
+            return True
+    return False
+
+
 def looks_across(module: nn.Module, call: Call, shape: Shape, other_length: int) -> bool:
     """Whether a module's result depends on another sequence among its arguments (cross attention).
 
