@@ -250,11 +250,12 @@ def _add_report(parser: Parser) -> None:
 @no_collection()
 def _report(args: argparse.Namespace) -> int:
     """Carry out `peftlab report`."""
-    only = Path(args.references[0])
-    if len(args.references) == 1 and any((only / name).is_file() for name in _INSPECTED):
+    from peftlab.report.inspection_folder import is_inspection
+
+    if len(args.references) == 1 and is_inspection(args.references[0]):
         from peftlab.report.inspection_page import write_inspection_page
 
-        print(write_inspection_page(only))
+        print(write_inspection_page(args.references[0]))
         return 0
     runs = [_find_run(reference, args.output_dir) for reference in args.references]
     from peftlab.report import write_comparison, write_report
@@ -317,8 +318,6 @@ def _prove(args: argparse.Namespace) -> int:
     return 0
 
 
-_INSPECTED = ("inspection.json", "comparison.json")
-"""What a folder of `peftlab inspect` holds; its page is drawn by a module that the page of a run does not need."""
 _SETTINGS_NOTE = """\
 What wins: defaults < preset < CONFIG < command line. The defaults above are the config's own; without
 CONFIG, --preset, --task and --model the run starts from the preset `embedded`, which has its own and keeps

@@ -239,6 +239,7 @@ def test_report_of_one_and_of_several(
         write_report=lambda run: run / "report.html",
         write_comparison=lambda runs, output: (len(runs), output),
     )
+    _fake(monkeypatch, "report.inspection_folder", is_inspection=lambda _: False)
     assert main(["report", "a"]) == 0
     assert main(["report", "a", "b", "--output", "both.html"]) == 0
     assert capsys.readouterr().out == "runs/a/report.html\n(2, PosixPath('both.html'))\n"

@@ -22,8 +22,8 @@ from peftlab.figures import canvas
 from peftlab.inspection.survey import inspect_models
 from peftlab.report.block_drawing import show_layers
 from peftlab.report.certificate_claims import claims_of
-from peftlab.report.inspection_folder import InspectionFolder
-from peftlab.report.inspection_page import is_inspection, write_inspection_page
+from peftlab.report.inspection_folder import InspectionFolder, is_inspection
+from peftlab.report.inspection_page import write_inspection_page
 from peftlab.report.model_drawing import draw_model
 from peftlab.report.reading_sections import chosen_heads
 

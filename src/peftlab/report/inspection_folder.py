@@ -16,6 +16,15 @@ COMPARISON = "comparison.json"
 PAGE = "inspection.html"
 
 
+def is_inspection(folder: str | Path) -> bool:
+    """Whether a folder is one that `peftlab inspect` made.
+
+    Args:
+        folder: Any path.
+    """
+    return any((Path(folder) / name).is_file() for name in (INSPECTION, COMPARISON))
+
+
 class InspectionFolder:
     """The folder of one inspected model.
 

@@ -12,16 +12,7 @@ from peftlab.report.inspection_folder import COMPARISON, INSPECTION, PAGE, Inspe
 from peftlab.report.inspection_sections import SECTIONS
 from peftlab.report.page import Section, render_page
 
-__all__ = ["COMPARISON", "INSPECTION", "PAGE", "is_inspection", "write_inspection_page"]
-
-
-def is_inspection(folder: str | Path) -> bool:
-    """Whether a folder is one that `peftlab inspect` made.
-
-    Args:
-        folder: Any path.
-    """
-    return any((Path(folder) / name).is_file() for name in (INSPECTION, COMPARISON))
+__all__ = ["COMPARISON", "INSPECTION", "PAGE", "write_inspection_page"]
 
 
 def write_inspection_page(folder: str | Path) -> Path:
