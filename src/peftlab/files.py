@@ -85,7 +85,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield aside
         write_json(aside / CHECKSUMS, checksums(aside))
         for file in [*aside.rglob("*"), aside]:
-            _sync(file)
+            sync_path(file)
         if path.exists():
             os.replace(path, old)
         try:
@@ -94,7 +94,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             if old.exists():
                 os.replace(old, path)
             raise
-        _sync(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write the folder {path}: {error.strerror or error}") from error
     finally:
@@ -153,7 +153,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Flush a file or folder entry to the disk.
 
     Args:

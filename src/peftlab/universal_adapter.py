@@ -26,9 +26,9 @@ from peftlab.loading import read_config, read_tokenizer, read_weights
 from peftlab.mapping import map_model
 from peftlab.mapping.spot_check import spot_check
 from peftlab.memory.checkpointing import MemoryOptimization, measure_checkpointing, switch_checkpointing
-from peftlab.memory.placement import find_room
+from peftlab.memory.placement import find_room, place_model
 from peftlab.model_config import LayerMapping, ModelConfig, describe_model
-from peftlab.model_facts import ModelFamily, main_stack, model_class
+from peftlab.model_facts import ModelFamily, empty_model, main_stack, model_class
 from peftlab.model_names import resolve_name
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class UniversalModelAdapter:
         _, config = read_config(settings, name=resolved)
         place = choose_device(device)
         kind = choose_dtype(dtype, place)
-        spread = {} if device != "auto" else self._spread(place, kind)
+        spread = {} if device != "auto" else self._spread(config, place, kind)
         model, missing = read_weights(
             model_class(config), config, settings, resolved.location, dtype=kind, **spread
         )
@@ -282,10 +282,11 @@ class UniversalModelAdapter:
             raise ModelError(f"'{self.config.name}' is not loaded: call load_model first")
         return model
 
-    def _spread(self, place: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    def _spread(self, config: Any, place: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """How to read weights that one device has no room for; nothing where it has.
 
         Args:
+            config: The model's config.
             place: The device.
             dtype: Of the weights.
 
@@ -295,17 +296,13 @@ class UniversalModelAdapter:
         Raises:
             ModelError: There is no room for them on all devices and the host together.
         """
-        needed, alone, together = self.weights_bytes(dtype), find_room(), find_room("host")
-        if needed <= alone.get("cpu" if place.type != "cuda" else place.index or 0, needed):
+        room = find_room("host")
+        if self.weights_bytes(dtype) <= room["cpu" if place.type != "cuda" else place.index or 0]:
             return {}
-        if needed > sum(together.values()) or len(together) == 1:
-            name = str(dtype).removeprefix("torch.")
-            there = ", ".join(f"{device}: {size:,}" for device, size in together.items())
-            raise ModelError(
-                f"the weights of '{self.config.name}' take {needed:,} bytes in {name} and there is room for {there}; load"
-                " them in bfloat16, or choose a smaller model"
-            )
-        return {"device_map": "auto", "max_memory": together}
+        placement = place_model(
+            empty_model(config), name=self.config.name, dtype=dtype, room=room, offload="host"
+        )
+        return {"device_map": placement.device_map}
 
     def _reader(self) -> Any:
         """The tokenizer, which must be there."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 import tiny_models
 from peftlab import devices
@@ -19,8 +21,8 @@ from peftlab.devices import (
     storage_bytes,
 )
 from peftlab.errors import ConfigError, ModelError
-from peftlab.loading import ModelSource, find_model, load_model
-from peftlab.memory.placement import find_room, load_placed, place_model
+from peftlab.loading import ModelSource, find_model, load_model, meta_model, read_weights
+from peftlab.memory.placement import find_room, place_model
 
 CPU = torch.device("cpu")
 
@@ -142,31 +144,44 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSettings, Mode
     return settings, find_model(settings)
 
 
+def _place(source: ModelSource, **options: Any) -> Any:
+    return place_model(meta_model(source), name=source.name, dtype=torch.float32, **options)
+
+
 def test_what_fits_stays_whole(saved: tuple[ModelSettings, ModelSource]) -> None:
     settings, source = saved
     whole = storage_bytes(load_model(source, settings).parameters())
-    placement = place_model(source, dtype=torch.float32, room={0: 10 * whole, "cpu": 10 * whole})
+    placement = place_model(
+        meta_model(source), name=source.name, dtype=torch.float32, room={0: 10 * whole, "cpu": 10 * whole}
+    )
     assert placement.device_map == {"": 0}
-    assert place_model(source, dtype=torch.float32).weights_bytes.keys() == find_room().keys()
+    assert _place(source).weights_bytes.keys() == find_room().keys()
 
 
 def test_a_model_over_host_and_disk_answers_as_a_whole_one(
     saved: tuple[ModelSettings, ModelSource], tmp_path: Path
 ) -> None:
     settings, source = saved
-    placement = place_model(source, dtype=torch.float32, room={"cpu": 16_000}, offload="disk")
+    placement = place_model(
+        meta_model(source), name=source.name, dtype=torch.float32, room={"cpu": 16_000}, offload="disk"
+    )
     assert placement.weights_bytes.keys() == {"cpu", "disk"}
-    with pytest.raises(ModelError, match=r"go to disk: give offload_folder, a folder with [\d,]+ bytes"):
-        load_placed(source, settings, placement)
     inputs = tiny_models.inputs("llama")
     with torch.no_grad():
-        placed = load_placed(source, settings, placement, offload_folder=tmp_path)(**inputs).logits
+        options = {
+            "device_map": placement.device_map,
+            "offload_folder": str(tmp_path),
+            "dtype": torch.float32,
+        }
+        model, _ = read_weights(LlamaForCausalLM, source.config, settings, source.location, **options)
+        placed = model.eval()(**inputs).logits
         whole = load_model(source, settings)(**inputs).logits
     assert torch.equal(placed, whole)
 
 
 @pytest.mark.parametrize(
-    ("offload", "advice"), [("none", "offload='host' or 'disk'"), ("host", "offload='disk'")]
+    ("offload", "advice"),
+    [("none", "place_model(offload='host' or 'disk')"), ("host", "place_model(offload='disk')")],
 )
 def test_what_fits_nowhere_is_refused_with_numbers(
     offload: str, advice: str, saved: tuple[ModelSettings, ModelSource]
@@ -174,12 +189,18 @@ def test_what_fits_nowhere_is_refused_with_numbers(
     settings, source = saved
     weights = storage_bytes([*(model := load_model(source, settings)).parameters(), *model.buffers()])
     with pytest.raises(ModelError) as refused:
-        place_model(source, dtype=torch.float32, room={0: 8_000, "cpu": 2_000}, offload=offload)  # type: ignore[arg-type]
+        place_model(
+            meta_model(source),
+            name=source.name,
+            dtype=torch.float32,
+            room={0: 8_000, "cpu": 2_000},
+            offload=offload,
+        )  # type: ignore[arg-type]
     said = str(refused.value)
     assert f"take {weights:,} bytes in float32" in said
     assert "cuda:0 8,000, host 2,000" in said
     assert advice in said
-    assert "model.dtype=bfloat16" in said
+    assert "load them in bfloat16" in said
 
 
 def test_a_dtype_that_is_not_there_is_refused_and_torchs_own_is_taken() -> None:
