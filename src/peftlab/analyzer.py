@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from peftlab.devices import DTYPES, choose_device, choose_dtype, peak_memory, report_memory
@@ -15,8 +16,10 @@ from peftlab.errors import DataError
 from peftlab.inspection.attention import AttentionPatterns
 from peftlab.inspection.shards import Activations
 from peftlab.memory.checkpointing import MemoryOptimization
+from peftlab.memory.placement import find_room
 from peftlab.model_cache import ModelCache, UnloadReport
 from peftlab.model_config import GIGABYTE
+from peftlab.model_names import resolve_name
 from peftlab.model_registry import UniversalModelRegistry
 from peftlab.universal_adapter import UniversalModelAdapter
 
@@ -48,8 +51,8 @@ class MultiModelAnalyzer:
 
     Args:
         registry: Where names are looked up; None makes a new one.
-        limit_gb: Most GB (2**30 bytes) of weights; None takes four fifths of the CUDA device, or of what of the host is
-            free now.
+        limit_gb: Most GB (2**30 bytes) of weights; None takes four fifths of what is free now on the CUDA devices and the
+            host together, since a model may be spread over them.
         limit_models: Most models; None sets no limit.
 
     Attributes:
@@ -65,11 +68,11 @@ class MultiModelAnalyzer:
         limit_models: int | None = None,
     ) -> None:
         self.registry = registry or UniversalModelRegistry()
-        report = report_memory()
-        room = report.device_total_bytes or report.host_available_bytes
-        limit = 0.8 * room if limit_gb is None else limit_gb * GIGABYTE
+        limit = 0.8 * sum(find_room("host").values()) if limit_gb is None else limit_gb * GIGABYTE
         self.cache = ModelCache(limit_bytes=int(limit), limit_models=limit_models)
         self._adapters: dict[str, UniversalModelAdapter] = {}
+        self._names: dict[str, str] = {}
+        self._asked: dict[str, tuple[str, str]] = {}
 
     def list_supported_models(self) -> list[str]:
         """The short names; any other model of transformers works by its hub name or its folder.
@@ -84,8 +87,9 @@ class MultiModelAnalyzer:
 
         Args:
             name: A short name, a hub name or a folder.
-            device: auto (CUDA, then MPS, then CPU), cpu, cuda or mps.
-            dtype: auto (the one that the device is fast at), float32, bfloat16, float16 or float64.
+            device: auto (as it was asked for before, else CUDA, then MPS, then CPU), cpu, cuda or mps.
+            dtype: auto (as it was asked for before, else the one that the device is fast at), float32, bfloat16, float16 or
+                float64.
 
         Returns:
             Its adapter.
@@ -94,14 +98,25 @@ class MultiModelAnalyzer:
             ModelError: There is no such model, or its weights are not whole.
             ConfigError: The device is not there.
         """
+        name = self._known_as(name)
+        before = self._asked.get(name, ("auto", "auto"))  # it may have left the cache since
+        device, dtype = (
+            old if new == "auto" else new for new, old in zip((device, dtype), before, strict=True)
+        )
         adapter = self._adapters.get(name) or self.registry.create_adapter(name)
         if name in self.cache and _is_elsewhere(adapter.model, device, dtype):
             self.unload_model(name)
         expected = adapter.weights_bytes(choose_dtype(dtype, choose_device(device)))
         self.cache.get(name, lambda: adapter.load_model(device=device, dtype=dtype), expected_bytes=expected)
         adapter.hand_over()  # so that it can leave the cache
-        self._adapters[name] = adapter
+        self._adapters[name], self._asked[name] = adapter, (device, dtype)
         return adapter
+
+    def _known_as(self, name: str) -> str:
+        """The name that the same model was first given, where it has several: a folder, a short name, an id."""
+        found = resolve_name(name)
+        place = str(Path(found.location).resolve()) if found.is_folder else found.location
+        return self._names.setdefault(place, name)
 
     def unload_model(self, name: str) -> UnloadReport:
         """Let go of a model, and prove that it died.
@@ -115,7 +130,7 @@ class MultiModelAnalyzer:
         Raises:
             UnknownNameError: It is not loaded.
         """
-        return self.cache.unload(name)
+        return self.cache.unload(self._known_as(name))
 
     def extract_activations(
         self, name: str, texts: Sequence[str], layers: Sequence[int], **options: Any
@@ -159,7 +174,8 @@ class MultiModelAnalyzer:
             The fields of `ModelConfig`, and "loaded"; for a loaded model also "device", "dtype" and "word_alignment" (share
             of words whose tokens are exactly right).
         """
-        adapter = self._adapters[name] if name in self.cache else None
+        known = self._known_as(name)
+        adapter = self._adapters[known] if known in self.cache else None
         config = adapter.config if adapter else self.registry.get_model_config(name)
         told = asdict(config) | {
             "family": config.family.value,
@@ -238,7 +254,8 @@ class MultiModelAnalyzer:
 
     def _row(self, name: str, texts: Sequence[str], layers: Sequence[int] | None) -> dict[str, Any]:
         """One line of a comparison."""
-        loaded = name in self.cache
+        known = self._known_as(name)
+        loaded = known in self.cache
         adapter, load_seconds = _timed(lambda: self.load_model(name))
         config, last = adapter.config, adapter.config.num_layers - 1
         looked_at = sorted({0, last // 2, last}) if layers is None else list(layers)
@@ -254,7 +271,7 @@ class MultiModelAnalyzer:
             "max_position_embeddings": config.max_position_embeddings,
             "norm": config.facts.norm,
             "num_parameters": config.num_parameters,
-            "weights_gb": self.cache.sizes()[name] / GIGABYTE,
+            "weights_gb": self.cache.sizes()[known] / GIGABYTE,
             "looked_at": looked_at,
             "activation_values": sum(values.numel() for values in found.values()),
             "load_seconds": None if loaded else load_seconds,

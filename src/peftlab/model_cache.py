@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from peftlab.devices import report_memory, storage_bytes
-from peftlab.errors import ModelError, UnknownNameError
+from peftlab.errors import ConfigError, ModelError, UnknownNameError
 from peftlab.memory.holders import name_holders
 
 
@@ -61,7 +61,7 @@ class UnloadReport:
 
     def __str__(self) -> str:
         """One sentence."""
-        share = "" if self.given_back is None else f", {100 * self.given_back:.0f} % of what loading took"
+        share = "" if self.given_back is None else f" of the {self.loading_bytes:,} that loading took"
         end = "it died" if self.died else f"it lives on, held by {'; '.join(self.holders)}"
         return f"{self.name}: {self.given_back_bytes:,} bytes given back{share}; {end}"
 
@@ -88,11 +88,19 @@ class ModelCache:
         limit_bytes: Most bytes of weights in all models together; None sets no limit.
         limit_models: Most models; None sets no limit.
 
+    Raises:
+        ConfigError: A limit that leaves room for nothing.
+
     Attributes:
         evicted: The reports of the models that had to leave, oldest first.
     """
 
     def __init__(self, *, limit_bytes: int | None = None, limit_models: int | None = None) -> None:
+        for name, limit in (("limit_bytes", limit_bytes), ("limit_models", limit_models)):
+            if limit is not None and limit < 1:
+                raise ConfigError(
+                    f"{name} is {limit}: a cache must have room for one model; None sets no limit"
+                )
         self.limit_bytes, self.limit_models = limit_bytes, limit_models
         self.evicted: list[UnloadReport] = []
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
@@ -190,7 +198,7 @@ class ModelCache:
         """Have the least recently used models leave until one more of a size fits."""
         if self.limit_bytes is not None and size > self.limit_bytes:
             raise ModelError(
-                f"'{name}' takes {size:,} bytes and the cache may hold {self.limit_bytes:,}; raise limit_bytes"
+                f"'{name}' takes {size:,} bytes and the cache may hold {self.limit_bytes:,}; raise its limit"
             )
         while self._loaded and self._too_full(size):
             self.evicted.append(self.unload(next(iter(self._loaded))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import tiny_models
 from peftlab import universal_adapter
 from peftlab.analyzer import MultiModelAnalyzer
-from peftlab.errors import DataError, ModelError, UnknownNameError
+from peftlab.errors import ConfigError, DataError, ModelError, UnknownNameError
 from peftlab.mapping import map_model
 from peftlab.memory.checkpointing import MemoryOptimization, measure_checkpointing, switch_checkpointing
 
@@ -129,7 +130,7 @@ def test_the_least_recently_used_model_leaves(folders: dict[str, str]) -> None:
     assert [report.died for report in analyzer.cache.evicted] == [True]
     assert list(analyzer.extract_activations(folders["bert"], TEXTS, [0])) == ["layer_0"]  # loaded again
     assert folders["gpt2"] not in analyzer.cache
-    with pytest.raises(ModelError, match="raise limit_bytes"):
+    with pytest.raises(ModelError, match="raise its limit"):
         MultiModelAnalyzer(limit_gb=1e-6).load_model(folders["gpt2"])
 
 
@@ -140,6 +141,31 @@ def test_another_dtype_loads_anew(folders: dict[str, str]) -> None:
     assert adapter.model.dtype == torch.bfloat16
     assert analyzer.load_model(folders["gpt2"]).model.dtype == torch.bfloat16
     assert len(analyzer.cache) == 1
+
+
+def test_a_model_comes_back_as_it_was_asked_for(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer(limit_models=1)
+    analyzer.load_model(folders["gpt2"], device="cpu", dtype="float64")
+    analyzer.load_model(folders["t5"])
+    assert folders["gpt2"] not in analyzer.cache
+    found = analyzer.extract_activations(folders["gpt2"], TEXTS, [0])
+    assert analyzer.get_model_info(folders["gpt2"])["dtype"] == "torch.float64"
+    assert found["layer_0"].dtype == torch.float64
+
+
+def test_one_model_under_two_names_is_loaded_once(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer()
+    other = (
+        f"{Path(folders['gpt2']).parent}/../{Path(folders['gpt2']).parent.name}/{Path(folders['gpt2']).name}"
+    )
+    assert analyzer.load_model(folders["gpt2"]) is analyzer.load_model(other)
+    assert len(analyzer.cache) == 1
+    assert analyzer.unload_model(other).died
+
+
+def test_a_limit_that_leaves_room_for_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="limit_models is 0"):
+        MultiModelAnalyzer(limit_models=0)
 
 
 def test_weights_without_room_are_refused(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
