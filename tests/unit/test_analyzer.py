@@ -214,6 +214,26 @@ def test_what_checkpointing_saves_is_what_a_training_step_takes_less() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_measuring_leaves_statistics_streams_and_the_switch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_models.build("llama")
+    model.model.norm = torch.nn.Sequential(model.model.norm, torch.nn.Flatten(0, 1), torch.nn.BatchNorm1d(16))
+    model.model.norm.append(torch.nn.Unflatten(0, (2, 8)))
+    model.eval()
+    family = map_model(tiny_models.build("llama"))
+    inputs = tiny_models.inputs("llama")
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    torch.manual_seed(3)
+    stream = torch.get_rng_state()
+    measure_checkpointing(model, family, inputs, words="random tokens")
+    assert all(torch.equal(buffer, kept[name]) for name, buffer in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), stream)
+    switch_checkpointing(model, False)
+    monkeypatch.setattr(torch.autograd, "backward", lambda *_: int("no number"))
+    with pytest.raises(ValueError, match="no number"):
+        measure_checkpointing(model, family, inputs, words="random tokens")
+    assert not model.is_gradient_checkpointing
+
+
 def test_a_model_without_checkpointing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = tiny_models.build("llama")
     monkeypatch.setattr(model, "supports_gradient_checkpointing", False)

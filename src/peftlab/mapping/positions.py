@@ -128,8 +128,8 @@ def depends_on_more(module: nn.Module, call: Call, shape: Shape) -> bool:
     """
     before, position = call.result, shape.length // 2
     for tensor in call.tensors():
-        if tensor is call.hidden or not tensor.is_floating_point() or tensor.dim() < 3 or before is None:
-            continue
+        if tensor is call.hidden or not tensor.is_floating_point() or tensor.dim() != 3 or before is None:
+            continue  # a mask has four axes and is no sequence
         place = shape.index(tensor, position)
         after = replay(module, call.with_tensor(tensor, tensor + noise_like(tensor, at=place)))
         if after is None or after.shape != before.shape:

@@ -109,16 +109,21 @@ def measure_checkpointing(
     device = next(model.parameters()).device
     if "use_cache" in inspect.signature(model.forward).parameters:  # a training step has none
         inputs = {**inputs, "use_cache": False}
+    before = bool(model.is_gradient_checkpointing)
     peaks = {}
-    for on in (False, True):
-        switch_checkpointing(model, on)
-        with measured_peak(device) as inference, torch.no_grad():
-            model(**inputs)
-        with _as_in_training(model, family), measured_peak(device) as training:
-            output = model(**inputs)
-            torch.autograd.backward(_first(output).float().sum())
-            del output
-        peaks[on] = (training[0], inference[0])
+    try:
+        for on in (False, True):
+            switch_checkpointing(model, on)
+            with measured_peak(device) as inference, torch.no_grad():
+                model(**inputs)
+            with _as_in_training(model, family), measured_peak(device) as training:
+                output = model(**inputs)
+                torch.autograd.backward(_first(output).float().sum())
+                del output
+            peaks[on] = (training[0], inference[0])
+    except BaseException:
+        switch_checkpointing(model, before)
+        raise
     return MemoryOptimization(
         gradient_checkpointing=True,
         training_bytes=peaks[False][0],
@@ -133,9 +138,13 @@ def measure_checkpointing(
 def _as_in_training(model: nn.Module, family: FamilyMap) -> Iterator[None]:
     """Training mode, frozen weights, and gradients that flow through every block: what an adapter's training step does."""
     training = {module: module.training for module in model.modules()}
+    buffers = {
+        buffer: buffer.clone() for buffer in model.buffers()
+    }  # running statistics move in training mode
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with ExitStack() as stack:
         try:
+            stack.enter_context(torch.random.fork_rng())  # dropout draws
             for parameter in trainable:
                 parameter.requires_grad_(False)
             for name in family.stacks:
@@ -146,6 +155,8 @@ def _as_in_training(model: nn.Module, family: FamilyMap) -> Iterator[None]:
         finally:
             for module, mode in training.items():
                 module.training = mode
+            for buffer, value in buffers.items():
+                buffer.data.copy_(value)
             for parameter in trainable:
                 parameter.requires_grad_(True)
 
