@@ -38,9 +38,9 @@ from accelerate.utils import calculate_maximum_sizes
 
 from peftlab.config import RunConfig, build_config
 from peftlab.devices import describe_environment
+from peftlab.loading import switch_checkpointing
 from peftlab.mapping import map_model
 from peftlab.memory.budget import GLIBC_REMEDY
-from peftlab.memory.checkpointing import switch_checkpointing
 from peftlab.memory.measuring import measure_step
 from peftlab.memory.prediction import attach_method, build_structure, find_structure, predict_memory
 from peftlab.memory.steps import BatchShape

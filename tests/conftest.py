@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the reference data in {SHARED_DATA}, which is not part of the repository")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def quick_collection() -> Iterator[None]:
+    """What all libraries hold is looked through once, and not at every garbage collection of a module."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

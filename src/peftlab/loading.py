@@ -52,7 +52,7 @@ def find_model(settings: ModelSettings, *, num_labels: int | None = None) -> Mod
         ModelError: There is no such model, it has no tokenizer, or it cannot generate text where the task needs that.
     """
     location, config = read_config(settings)
-    head = _choose_head(settings.name, config, num_labels)
+    head = choose_head(settings.name, config, num_labels)
     if num_labels is not None:
         config.num_labels = num_labels
     tokenizer = read_tokenizer(settings, location)
@@ -154,11 +154,33 @@ def load_model(source: ModelSource, settings: ModelSettings, *, seed: int = 42) 
     model.to(device).eval()
     _check_generation(model, source)
     if settings.gradient_checkpointing:
-        if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.23
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        switch_checkpointing(model, True)
     return model  # type: ignore[no-any-return]
+
+
+def switch_checkpointing(model: Any, on: bool) -> None:
+    """Switch gradient checkpointing on or off.
+
+    Args:
+        model: A transformers model.
+        on: Whether it shall be on.
+
+    Raises:
+        ModelError: The model cannot do it.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(f"{type(model).__name__} has no gradient checkpointing")
+    name = (
+        "activation_checkpointing"
+        if hasattr(model, "activation_checkpointing_enable")
+        else "gradient_checkpointing"
+    )
+    if not on:
+        getattr(model, f"{name}_disable")()
+    elif name == "activation_checkpointing":  # its name since transformers 5.23
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def read_weights(
@@ -264,7 +286,7 @@ def _remote(settings: ModelSettings) -> dict[str, Any]:
     return remote
 
 
-def _choose_head(name: str, config: Any, num_labels: int | None) -> Head:
+def choose_head(name: str, config: Any, num_labels: int | None) -> Head:
     """What a model of this config is trained as for a task."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,

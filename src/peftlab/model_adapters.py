@@ -158,8 +158,7 @@ class EncoderDecoderAdapter(UniversalModelAdapter):
             `layer_i` to values (rows, hidden).
         """
         if stack == "decoder":
-            options.setdefault("decoder_texts", None)
-            options["decoder_texts"] = options["decoder_texts"] or self.write(texts)
+            options["decoder_texts"] = options.get("decoder_texts") or self.write(texts)
         return super().extract_activations(texts, layers, stack=stack, **options)
 
     def get_attention_patterns(

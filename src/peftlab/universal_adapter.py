@@ -22,10 +22,10 @@ from peftlab.inspection.block_outputs import choose_stack, evaluation_mode
 from peftlab.inspection.norm_statistics import NormStatistics, norm_statistics
 from peftlab.inspection.shards import Activations
 from peftlab.inspection.words import AlignmentReport, measure_alignment
-from peftlab.loading import read_config, read_tokenizer, read_weights
+from peftlab.loading import read_config, read_tokenizer, read_weights, switch_checkpointing
 from peftlab.mapping import map_model
 from peftlab.mapping.spot_check import spot_check
-from peftlab.memory.checkpointing import MemoryOptimization, measure_checkpointing, switch_checkpointing
+from peftlab.memory.checkpointing import MemoryOptimization, measure_checkpointing
 from peftlab.memory.placement import find_room, place_model
 from peftlab.model_config import LayerMapping, ModelConfig, describe_model
 from peftlab.model_facts import ModelFamily, empty_model, main_stack, model_class

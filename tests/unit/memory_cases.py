@@ -12,9 +12,8 @@ import transformers as T
 from peftlab.batches import Collator
 from peftlab.config import RunConfig, build_config
 from peftlab.devices import storage_bytes
-from peftlab.loading import ModelSource
+from peftlab.loading import ModelSource, switch_checkpointing
 from peftlab.mapping import map_model
-from peftlab.memory.checkpointing import switch_checkpointing
 from peftlab.memory.measuring import MeasuredPeak, measure_step
 from peftlab.memory.peaks import measured_peak
 from peftlab.memory.prediction import attach_method, find_structure

@@ -13,8 +13,9 @@ import tiny_models
 from peftlab import universal_adapter
 from peftlab.analyzer import MultiModelAnalyzer
 from peftlab.errors import ConfigError, DataError, ModelError, UnknownNameError
+from peftlab.loading import switch_checkpointing
 from peftlab.mapping import map_model
-from peftlab.memory.checkpointing import MemoryOptimization, measure_checkpointing, switch_checkpointing
+from peftlab.memory.checkpointing import MemoryOptimization, measure_checkpointing
 
 TEXTS = ["the cat sits on the red mat", "dog runs"]
 

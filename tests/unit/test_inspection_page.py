@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 import tiny_models
+from pages import check_page
 from peftlab.commands.inspecting import InspectRequest
 from peftlab.errors import DataError, RunError
 from peftlab.figures import canvas
@@ -32,33 +32,8 @@ COARSE = 40
 """Dots per inch of the charts here: what is in them is looked at by people."""
 
 
-class Checker(HTMLParser):
-    """Elements are closed in order; nothing is fetched or run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.sources: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe")
-        self.sources += [value or "" for name, value in attrs if name == "src"]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in ("rect", "path", "circle")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def check(path: Path) -> str:
-    page = path.read_text(encoding="utf-8")
-    checker = Checker()
-    checker.feed(page)
-    assert checker.open == []
-    assert all(source.startswith("data:image/png;base64,") for source in checker.sources)
+    page = check_page(path)
     for drawing in re.findall(r"<svg class=\"map\".*?</svg>", page, re.S):
         in_bounds(drawing)
     return page

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,7 @@ from peftlab.memory.search import largest_fitting
 from peftlab.memory.steps import BatchShape
 from peftlab.memory.text import render_memory
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collection() -> Iterator[None]:
-    """What all libraries hold is looked through once, and not at every collection."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 def linear(base: int, row: int) -> Callable[..., MemoryPrediction]:

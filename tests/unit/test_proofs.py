@@ -86,6 +86,25 @@ def test_a_fused_layer_and_a_gate_are_seen():
     assert attribute_mixer(bench(Fused()), SHAPE)[0] == {"all": "qkv", "out": "output"}
 
 
+def test_cross_attention_is_told_apart_by_reach():
+    class Cross(Attention):
+        def forward(self, hidden, other):
+            q, k, v = self.two(hidden), self.three(other), self.one(other)
+            return self.four((q @ k.transpose(-1, -2)).softmax(-1) @ v)
+
+    torch.manual_seed(0)
+    module = Cross()
+    hidden, other = torch.randn(2, LENGTH, WIDTH), torch.randn(2, 9, WIDTH)
+    call = Call((hidden, other), {}, module(hidden, other).detach())
+    layers = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    roles, evidence = attribute_mixer(Bench(module, call, layers, []), SHAPE, Shape(2, 9))
+    assert roles == {"one": "value", "two": "query", "three": "key", "four": "output"}
+    assert evidence == "reach"
+    assert attribute_mixer(Bench(module, call, layers, []), SHAPE)[1] == "", (
+        "not without knowing the other sequence"
+    )
+
+
 def test_gate_up_and_down_are_told_apart():
     assert attribute_mlp(bench(Mlp(gated=True))) == {"a": "gate", "b": "up", "c": "down"}
     plain = attribute_mlp(bench(Mlp(gated=False)))

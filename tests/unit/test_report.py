@@ -4,49 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from run_folder_fixture import fabricate_run
 
+from pages import check_page
 from peftlab.errors import DataError, RunError
 from peftlab.report import write_comparison, write_report
 from peftlab.run import RunFolder
 
 PLOTS = {"gradient_norms", "layer_heatmap", "layer_comparison", "gradient_evolution", "training_loss"}
-
-
-class Checker(HTMLParser):
-    """Elements are closed in order; nothing is fetched or run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.sources: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe")
-        self.sources += [value or "" for name, value in attrs if name == "src"]
-        if tag not in ("meta", "img", "br", "input", "line", "circle"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe")
-        self.sources += [value or "" for name, value in attrs if name == "src"]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def check(path: Path) -> str:
-    page = path.read_text(encoding="utf-8")
-    checker = Checker()
-    checker.feed(page)
-    assert checker.open == []
-    assert all(source.startswith("data:image/png;base64,") for source in checker.sources)
-    assert "url(" not in page
-    return page
 
 
 def headings(page: str) -> list[str]:
@@ -55,7 +23,7 @@ def headings(page: str) -> list[str]:
 
 def test_a_finished_run_has_every_section_and_plot(tmp_path: Path) -> None:
     run = fabricate_run(tmp_path)
-    page = check(write_report(run.path))
+    page = check_page(write_report(run.path))
     assert headings(page) == [
         "Scores", "Cost", "Phases", "Loss", "Gradient norms", "Answers", "Data", "Environment", "Config",
     ]  # fmt: skip
@@ -76,13 +44,13 @@ def test_a_finished_run_has_every_section_and_plot(tmp_path: Path) -> None:
 
 def test_answers_are_escaped(tmp_path: Path) -> None:
     run = fabricate_run(tmp_path, until="started")
-    page = check(write_report(run.path))
+    page = check_page(write_report(run.path))
     assert "the the the restaurant the &lt;s&gt; &amp; the" in page
 
 
 @pytest.mark.parametrize("until", ["started", "training"])
 def test_an_unfinished_run_says_what_is_not_there_yet(until: str, tmp_path: Path) -> None:
-    page = check(write_report(fabricate_run(tmp_path, until=until)))
+    page = check_page(write_report(fabricate_run(tmp_path, until=until)))
     assert "not finished" in page
     assert page.count("Not there yet") >= 3
     assert "not started" in page
@@ -90,7 +58,7 @@ def test_an_unfinished_run_says_what_is_not_there_yet(until: str, tmp_path: Path
 
 def test_an_empty_folder_gets_a_page_too(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "<b>empty & new")
-    page = check(write_report(run))
+    page = check_page(write_report(run))
     assert "&lt;b&gt;empty &amp; new" in page
     assert page.count("Not there yet") == len(headings(page))
 
@@ -100,7 +68,7 @@ def test_a_run_without_an_evaluation_before_training(tmp_path: Path) -> None:
     path = run.path / "embedded_evaluation.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps(whole | {"before": None, "after": whole["before"]}))
-    page = check(write_report(run))
+    page = check_page(write_report(run))
     assert "3.10 [2.50, 3.70]" in page
     assert page.count('class="example"') == 8
 
@@ -109,7 +77,7 @@ def test_a_failed_run_says_so(tmp_path: Path) -> None:
     run = fabricate_run(tmp_path, until="training")
     run.append_event("alarm", step=210, kind="not finite", names=[f"layer.{i}" for i in range(9)])
     run.append_event("run_failed", error="the loss is NaN <at> step 211")
-    page = check(write_report(run))
+    page = check_page(write_report(run))
     assert "failed: the loss is NaN &lt;at&gt; step 211" in page
     assert "and 3 more" in page
 
@@ -137,7 +105,7 @@ def test_several_runs_side_by_side(tmp_path: Path) -> None:
         fabricate_run(tmp_path, "b", steps=40, rank=16, bleu=70.0),
     ]
     write_report(runs[0])
-    page = check(write_comparison([run.path for run in runs]))
+    page = check_page(write_comparison([run.path for run in runs]))
     assert (tmp_path / "comparison.html").exists()
     assert headings(page) == ["Scores", "Results", "Settings that differ", "Loss", "Pages of the runs"]
     assert "adapters[0].settings.rank" in page

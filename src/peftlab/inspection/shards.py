@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peftlab.errors import CheckpointError, OutputError
-from peftlab.files import write_json
+from peftlab.files import sync_path, write_json
 
 ROW = np.dtype(
     [
@@ -225,7 +225,7 @@ class ActivationStore:
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
-            _sync_folder(self.folder)
+            sync_path(self.folder)
             write_json(self.folder / _INDEX, index)
         except OSError as error:
             raise OutputError(
@@ -320,14 +320,3 @@ def _too_short(path: Path, num_rows: int) -> str:
 def _text_of(row: np.void) -> int:
     """The text that a row belongs to."""
     return int(row["text"])
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, where the system can."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -71,12 +71,13 @@ class Bench:
         return result, list(self.seen), inputs
 
 
-def attribute_mixer(bench: Bench, shape: Shape) -> tuple[dict[str, str], str]:
+def attribute_mixer(bench: Bench, shape: Shape, other: Shape | None = None) -> tuple[dict[str, str], str]:
     """Name the linear layers of a mixer.
 
     Args:
         bench: The mixer.
         shape: Batch and length of its sequence.
+        other: Batch and length of the sequence that it looks at; None where that is its own.
 
     Returns:
         Layer to the last part of its role (query, key, value, qkv, key_value, output, gate, linear, or "behind" where it
@@ -88,11 +89,11 @@ def attribute_mixer(bench: Bench, shape: Shape) -> tuple[dict[str, str], str]:
         made = {name: _made(bench, name, calls) for name in names}
         evidence = "interface"
     else:
-        made = _made_by_reach(bench, names, inputs, shape)
+        made = _made_by_reach(bench, names, inputs, shape, other)
         evidence = "reach" if made else ""
     roles = {name: _NAMES[frozenset(kinds)] for name, kinds in made.items() if frozenset(kinds) in _NAMES}
     sources = [name for name, kinds in made.items() if "v" in kinds]
-    mixed = {name for name in names if _input_is_mixed(bench, name, inputs, shape)}
+    mixed = {name for name in names if _input_is_mixed(bench, name, inputs, shape, other)}
     for name in names:
         if name not in roles:
             found = _role_behind(bench, name, sources, result, inputs)
@@ -164,34 +165,49 @@ def _role_behind(
 
 
 def _made_by_reach(
-    bench: Bench, names: Sequence[str], inputs: Mapping[str, torch.Tensor], shape: Shape
+    bench: Bench,
+    names: Sequence[str],
+    inputs: Mapping[str, torch.Tensor],
+    shape: Shape,
+    other: Shape | None,
 ) -> dict[str, set[str]]:
     """Which of q, k, v each layer makes, by where noise on it is felt; empty where it is no attention."""
-    before = [name for name in names if not _input_is_mixed(bench, name, inputs, shape)]
+    before = [name for name in names if not _input_is_mixed(bench, name, inputs, shape, other)]
     after = [name for name in names if name not in before]
     feel = _feeler(bench, after)
     made: dict[str, set[str]] = {}
     parts: dict[str, dict[str, list[int]]] = {}
     for name in before:
-        parts[name] = _parts_of(bench, name, feel, shape)
+        parts[name] = _parts_of(bench, name, feel, shape, other)
         made[name] = set(parts[name])
     if not {"q", "k", "v"} <= set().union(*made.values(), set()):
         return {}
     return made if _is_attention(bench, parts, feel, shape) else {}
 
 
-def _input_is_mixed(bench: Bench, name: str, inputs: Mapping[str, torch.Tensor], shape: Shape) -> bool:
-    """Whether a layer's input holds other positions: it moves elsewhere when the module's input does at one."""
-    hidden, position = bench.call.hidden, shape.length // 2
-    place = shape.index(hidden, position) if hidden is not None else None
-    if hidden is None or place is None:
+def _input_is_mixed(
+    bench: Bench, name: str, inputs: Mapping[str, torch.Tensor], shape: Shape, other: Shape | None
+) -> bool:
+    """Whether a layer's input at a position holds other positions, of the own sequence or of the one looked at."""
+    position = shape.length // 2
+    if shape.index(inputs[name], position) is None:
         return False
-    changed = hidden + noise_like(hidden, at=place)  # a constant would be taken off again by a norm
-    moved = Bench(bench.module, bench.call.with_tensor(hidden, changed), bench.layers, bench.seen).run()[2]
-    if name not in moved or shape.index(inputs[name], position) is None:
-        return False
-    felt = shape.moved(inputs[name], moved[name])
-    return any(felt[:position]) or any(felt[position + 1 :])
+    for tensor in bench.call.tensors():
+        own = tensor is bench.call.hidden
+        sequence = shape if own else other
+        if sequence is None or not tensor.is_floating_point():
+            continue
+        place = sequence.index(tensor, sequence.length // 2)
+        if place is None:
+            continue
+        changed = tensor + noise_like(tensor, at=place)  # a constant would be taken off again by a norm
+        moved = Bench(bench.module, bench.call.with_tensor(tensor, changed), bench.layers, bench.seen).run()[
+            2
+        ]
+        felt = shape.moved(inputs[name], moved[name]) if name in moved else []
+        if any([*felt[:position], *felt[position + 1 :]] if own else felt):
+            return True
+    return False
 
 
 Feeler = Callable[[], torch.Tensor | None]
@@ -207,14 +223,23 @@ def _feeler(bench: Bench, after: Sequence[str]) -> Feeler:
     return feel
 
 
-def _parts_of(bench: Bench, name: str, feel: Feeler, shape: Shape) -> dict[str, list[int]]:
+def _parts_of(
+    bench: Bench, name: str, feel: Feeler, shape: Shape, other: Shape | None
+) -> dict[str, list[int]]:
     """The output features of a layer that make queries, keys and values."""
     layer, position = bench.layers[name], shape.length // 2
     whole = first_tensor(replay_layer(bench, name))
     quiet = feel()
     found: dict[str, list[int]] = {}
-    place = shape.index(whole, position) if whole is not None else None
-    if whole is None or quiet is None or place is None:
+    if whole is None or quiet is None:
+        return found
+    place = shape.index(whole, position)
+    abroad = (
+        place is None and other is not None
+    )  # it works on the sequence looked at: what it makes is felt anywhere
+    if abroad and other is not None:
+        place = other.index(whole, other.length // 2)
+    if place is None:
         return found
     for feature in range(whole.shape[-1]):
         at = (*place[:2], feature)
@@ -227,7 +252,7 @@ def _parts_of(bench: Bench, name: str, feel: Feeler, shape: Shape) -> dict[str, 
         felt = shape.moved(quiet, two, tolerance=1e-6)
         if not any(felt):
             continue
-        elsewhere = any(felt[:position]) or any(felt[position + 1 :])
+        elsewhere = abroad or any(felt[:position]) or any(felt[position + 1 :])
         in_proportion = equal(two - quiet, 2 * (one - quiet), tolerance=1e-3)
         found.setdefault("q" if not elsewhere else "v" if in_proportion else "k", []).append(feature)
     felt_in_all = sum(map(len, found.values()))
@@ -275,7 +300,7 @@ def _one_value(layer: nn.Module, features: list[int], shape: Shape) -> Iterator[
 
     def hook(_: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         changed = output.clone()
-        axis = 0 if tuple(output.shape[:2]) == (shape.length, shape.batch) else 1
+        axis = 1 if output.shape[0] == shape.batch else 0
         changed[..., features] = output.narrow(axis, 0, 1)[..., features].expand_as(output[..., features])
         return changed
 

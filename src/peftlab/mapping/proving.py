@@ -142,7 +142,7 @@ def _prove_kind(
     while True:
         parts = find_parts(block, own, shape, other, opened=opened)
         _doubt_readers(block, own, parts, layers, seen)
-        roles, evidence, behind = _mixer_roles(block, own, parts, layers, seen, shape)
+        roles, evidence, behind = _mixer_roles(block, own, parts, layers, seen, shape, other)
         if not behind - opened:
             break
         opened |= behind
@@ -183,6 +183,7 @@ def _mixer_roles(
     layers: Mapping[str, nn.Module],
     seen: list[AttentionCall],
     shape: Shape,
+    other: int | None,
 ) -> tuple[dict[str, str], set[str], set[str]]:
     """The roles of the linear layers of a block's mixers, the evidence, and mixers that hold more than a mixer."""
     roles: dict[str, str] = {}
@@ -190,7 +191,11 @@ def _mixer_roles(
     behind: set[str] = set()
     for path in parts.of("mixer", "cross_mixer"):
         inside = {p: m for p, m in layers.items() if p == path or p.startswith(f"{path}.")}
-        found, how = attribute_mixer(Bench(block.get_submodule(path), own[path], inside, seen), shape)
+        across = other if parts.kinds[path] == "cross_mixer" else None
+        looked_at = Shape(shape.batch, across) if across is not None else None
+        found, how = attribute_mixer(
+            Bench(block.get_submodule(path), own[path], inside, seen), shape, looked_at
+        )
         if "behind" in found.values() and not is_linear(block.get_submodule(path)):
             behind.add(path)
         kind = "cross_attention" if parts.kinds[path] == "cross_mixer" else "attention"

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftlab.errors import ModelError
 from peftlab.family import FamilyMap
+from peftlab.loading import switch_checkpointing
 from peftlab.memory.peaks import measured_peak
 
 
@@ -62,31 +62,6 @@ class MemoryOptimization:
             f"{state}; of the peak above the weights it saves {100 * self.training_saved:.0f} % in a training step and"
             f" {100 * self.inference_saved:.0f} % in inference (measured on {self.measured_on})"
         )
-
-
-def switch_checkpointing(model: Any, on: bool) -> None:
-    """Switch gradient checkpointing on or off.
-
-    Args:
-        model: A transformers model.
-        on: Whether it shall be on.
-
-    Raises:
-        ModelError: The model cannot do it.
-    """
-    if not model.supports_gradient_checkpointing:
-        raise ModelError(f"{type(model).__name__} has no gradient checkpointing")
-    name = (
-        "activation_checkpointing"
-        if hasattr(model, "activation_checkpointing_enable")
-        else "gradient_checkpointing"
-    )
-    if not on:
-        getattr(model, f"{name}_disable")()
-    elif name == "activation_checkpointing":  # its name since transformers 5.23
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def measure_checkpointing(

@@ -24,9 +24,8 @@ from peftlab.catalog import METHODS
 from peftlab.config import RunConfig
 from peftlab.devices import DTYPES, choose_device, choose_dtype
 from peftlab.errors import ConfigError, InputError, ModelError
-from peftlab.loading import ModelSource, _choose_head, meta_model, read_config
+from peftlab.loading import ModelSource, choose_head, meta_model, read_config, switch_checkpointing
 from peftlab.mapping import map_model
-from peftlab.memory.checkpointing import switch_checkpointing
 from peftlab.memory.ledger import PARTS
 from peftlab.memory.rehearsal import rehearse
 from peftlab.memory.steps import BatchShape
@@ -208,9 +207,9 @@ def find_structure(config: RunConfig) -> ModelSource:
     location, structure = read_config(config.model)
     name = config.model.name
     try:
-        head = _choose_head(name, structure, None)
+        head = choose_head(name, structure, None)
     except ModelError:
-        head = _choose_head(name, structure, structure.num_labels)
+        head = choose_head(name, structure, structure.num_labels)
     if head == "classification" and structure.get_text_config().pad_token_id is None:
         structure.pad_token_id = structure.get_text_config().pad_token_id = 0
     return ModelSource(name, location, structure, None, head)
