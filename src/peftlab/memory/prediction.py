@@ -117,59 +117,6 @@ def predict_memory(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointingGain:
-    """What gradient checkpointing saves in a training step. In inference it saves nothing: nothing is kept there.
-
-    Attributes:
-        without: The step without it.
-        with_it: The step with it.
-    """
-
-    without: MemoryPrediction
-    with_it: MemoryPrediction
-
-    @property
-    def saved_share(self) -> float:
-        """Share of the whole peak that it saves, 0 to 1."""
-        return 1 - self.with_it.peak_bytes / self.without.peak_bytes
-
-
-def predict_checkpointing(
-    config: RunConfig,
-    *,
-    source: ModelSource | None = None,
-    shape: BatchShape | None = None,
-    attach: Attach | None = None,
-) -> CheckpointingGain:
-    """Predict what gradient checkpointing saves; `measure_checkpointing` measures it on a loaded model.
-
-    Args:
-        config: The run; whether it checkpoints does not matter.
-        source: The base, where it is found already.
-        shape: The longest batch; None takes the config's.
-        attach: Makes the base tunable; None takes the config's method.
-
-    Returns:
-        Both predictions.
-
-    Raises:
-        ModelError: The config cannot be built, or the model has no checkpointing.
-    """
-    without, with_it = (
-        predict_memory(
-            config.model_copy(
-                update={"model": config.model.model_copy(update={"gradient_checkpointing": on})}
-            ),
-            source=source,
-            shape=shape,
-            attach=attach,
-        )
-        for on in (False, True)
-    )
-    return CheckpointingGain(without, with_it)
-
-
 def planned_device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
     """Where a run will be and in which dtype; a CUDA device that is named can be planned for where there is none.
 
