@@ -15,7 +15,7 @@ TABLE = json.loads(MEASURED.read_text(encoding="utf-8"))
 ROWS = {row["model_type"]: row for kind in ("text", "vision") for row in TABLE[kind]}
 SAMPLE = (
     "albert", "bart", "bert", "bloom", "clip", "codegen", "deberta-v2", "deepseek_v3", "distilbert", "falcon", "fsmt",
-    "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_oss", "gptj", "jamba", "llama", "mamba", "mbart", "mistral",
+    "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_oss", "gptj", "led", "jamba", "llama", "mamba", "mbart", "mistral",
     "mixtral", "modernbert", "mpnet", "olmo2", "qwen2", "qwen3", "roberta", "siglip", "swin", "t5", "vit",
 )  # fmt: skip
 LEAST = {
