@@ -31,12 +31,13 @@ CLAIMS: dict[str, dict[str, tuple[str, float]]] = {
         "training_saved_of_all": ("20-40 % less memory by gradient checkpointing", 0.2),
         "inference_saved": ("the same, while only looking", 0.2),
         "reclaimed": ("more than 90 % reclaimed after unloading", 0.9),
+        "reclaimed_again": ("the same of a second loading, when all libraries are there: 95 %", 0.95),
     },
     "gpt-neo-125M": {"activation_seconds": ("about 1 s", 1.0), "peak_gb": ("1.0 GB", 1.0)},
     "bert-base-uncased": {"activation_seconds": ("under 1.5 s", 1.5), "peak_gb": ("1.5 GB", 1.5)},
 }
 """Shape to figure to the document's words and the number that it is held against."""
-AT_LEAST = ("training_saved_of_all", "inference_saved", "reclaimed")
+AT_LEAST = ("training_saved_of_all", "inference_saved", "reclaimed", "reclaimed_again")
 """Figures that are to be large; the others are to be small."""
 
 
@@ -142,14 +143,24 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
             "training_saved_above_weights": saved.training_saved,
             "training_saved_of_all": share(weights, saved.training_bytes, saved.training_bytes_checkpointed),
         }
-        sum(
-            float(p.sum()) for p in adapter.model.parameters()
-        )  # mapped from the file: the rest is read only now
-        give_memory_back()
-        full = report_memory().process_bytes
-        report = analyzer.unload_model(folder)
-        given_back = (full - report.after_bytes) / (full - before)
-        return result | {"died": report.died, "reclaimed": given_back}
+        died, of_all, after = unload(analyzer, adapter, folder, before)
+        del adapter
+        adapter = analyzer.load_model(folder, device=options.device)
+        analyzer.extract_activations(folder, texts, LAYERS)
+        died_again, of_loading, _ = unload(analyzer, adapter, folder, after)
+        return result | {"died": died and died_again, "reclaimed": of_all, "reclaimed_again": of_loading}
+
+
+def unload(analyzer: Any, adapter: Any, name: str, before: int) -> tuple[bool, float, int]:
+    """Whether the model died, the share given back of what the process grew by since `before`, and what it holds now."""
+    from peftlab.devices import report_memory
+    from peftlab.model_cache import give_memory_back
+
+    sum(float(p.sum()) for p in adapter.model.parameters())  # mapped from the file: the rest is read only now
+    give_memory_back()
+    full = report_memory().process_bytes
+    report = analyzer.unload_model(name)
+    return report.died, (full - report.after_bytes) / (full - before), report.after_bytes
 
 
 def share(weights: float, without: int | None, with_it: int | None) -> float | None:

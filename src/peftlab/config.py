@@ -117,6 +117,8 @@ class TrainingSettings(Settings):
     """Rows in one forward pass of one process."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes whose gradients make one optimizer step."""
+    auto_batch_size: bool = False
+    """Whether both are chosen anew, with the same product, so that the longest batch fits into memory."""
     learning_rate: float = Field(default=2e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate."""
     warmup_steps: int = Field(default=10, ge=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from peftlab.loading import hash_tensors, hash_tokenizer, load_model
 from peftlab.mapping import map_model
 from peftlab.mapping.spot_check import spot_check
 from peftlab.memory.fitting import plan_memory
-from peftlab.memory.steps import BatchShape
+from peftlab.memory.splitting import describe_split, longest_batch, split_step
 from peftlab.method import Attachment
 from peftlab.objective import ModelLoss
 from peftlab.probe import ProbeContext
@@ -66,12 +66,9 @@ def plan(config: RunConfig, *, memory: int | None = None) -> dict[str, Any]:
         InputError: Something does not match.
     """
     resolved = resolve(config)
-    rows = resolved.train_rows
-    longest = BatchShape(
-        config.training.batch_size,
-        max(len(row.input_ids) for row in rows),
-        max(len(row.labels) for row in rows),
-    )
+    if config.training.auto_batch_size:
+        resolved = _split(resolved, memory=memory, confirm=False)
+    longest = longest_batch(resolved.train_rows, resolved.config.training.batch_size)
     planned = plan_memory(resolved.config, source=resolved.source, shape=longest, memory=memory)
     return resolved.preflight | {"memory": planned.as_dict()}
 
@@ -103,6 +100,8 @@ def execute(
             return RunFolder(resume)
         config = build_config(read_yaml(resume / "config.yaml"))
     resolved = resolve(config)
+    if config.training.auto_batch_size and resume is None:  # what is resumed goes on as it was split
+        resolved = _split(resolved)
     first = process_rank() == 0
     run = _open_folder(resolved.config, resume)
     try:
@@ -117,6 +116,16 @@ def execute(
         if distributed.is_initialized():
             distributed.destroy_process_group()
     return run
+
+
+def _split(resolved: Resolved, *, memory: int | None = None, confirm: bool = True) -> Resolved:
+    """The run with its steps split into batches that fit."""
+    config, choice = split_step(
+        resolved.config, source=resolved.source, rows=resolved.train_rows, memory=memory, confirm=confirm
+    )
+    note = describe_split(choice, config.training.accumulation_steps)
+    notes = [*resolved.preflight["notes"], note]
+    return replace(resolved, config=config, preflight=resolved.preflight | {"notes": notes})
 
 
 def _silent(_: str) -> None:

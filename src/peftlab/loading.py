@@ -15,7 +15,7 @@ from peftlab.config import ModelSettings
 from peftlab.devices import choose_device, choose_dtype
 from peftlab.errors import ModelError
 from peftlab.method import Head
-from peftlab.model_names import ModelName, explain_missing, resolve_name
+from peftlab.model_names import ModelName, explain_missing, is_out_of_reach, resolve_name
 from peftlab.streams import seed_for
 
 
@@ -84,6 +84,8 @@ def read_config(settings: ModelSettings, *, name: ModelName | None = None) -> tu
     import transformers
 
     name = name or resolve_name(settings.name)
+    if is_out_of_reach(name):
+        raise ModelError(str(explain_missing(name)))
     try:
         return name.location, transformers.AutoConfig.from_pretrained(name.location, **_remote(settings))
     except (OSError, ValueError, KeyError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from peftlab.errors import ModelError, did_you_mean
@@ -76,6 +77,10 @@ DOMAINS: dict[str, str] = {
 """Hub name to the field that a model was pretrained for. No config says this, so only what stands here has a domain."""
 
 
+_PATIENCE = 10.0
+"""Seconds that the hub has for its first answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelName:
     """A name and what it stands for.
@@ -104,12 +109,14 @@ def resolve_name(name: str, *, short_names: Mapping[str, str] = SHORT_NAMES) -> 
         The name resolved; whether there is such a model is not asked here.
 
     Raises:
-        ModelError: It is a path, and there is no such folder or no model in it.
+        ModelError: It is empty, or a path, and there is no such folder or no model in it.
 
     Example:
         >>> resolve_name("gpt-j-6B").location
         'EleutherAI/gpt-j-6b'
     """
+    if not name.strip():
+        raise ModelError("the model's name is empty: give a folder, a name on the hub or a short name")
     folder = Path(name).expanduser()
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         _check_folder(name, folder)
@@ -122,6 +129,33 @@ def resolve_name(name: str, *, short_names: Mapping[str, str] = SHORT_NAMES) -> 
         return ModelName(name, str(Path(target).expanduser()), is_folder=True)
     former = not _is_cached(target) and _is_cached(name)
     return ModelName(name, name if former else target, is_folder=False, domain=DOMAINS.get(target))
+
+
+def is_out_of_reach(name: ModelName) -> bool:
+    """Whether a model would have to come from the hub, and the hub does not answer.
+
+    Asked once, where transformers asks six times with pauses between, half a minute in all. Any answer counts as one:
+    what it says is left to transformers.
+
+    Args:
+        name: From `resolve_name`.
+
+    Returns:
+        True where nothing can be loaded.
+    """
+    if name.is_folder or _is_offline() or _is_cached(name.location):
+        return False
+    from huggingface_hub import constants, get_session
+
+    session = get_session()
+    library = import_module(
+        type(session).__module__.partition(".")[0]
+    )  # httpx, or httpx2 from huggingface_hub 2.4 on
+    try:
+        session.head(constants.ENDPOINT, timeout=_PATIENCE)
+    except library.TransportError:
+        return True
+    return False
 
 
 def explain_missing(name: ModelName, *, short_names: Mapping[str, str] = SHORT_NAMES) -> str | None:
@@ -140,13 +174,21 @@ def explain_missing(name: ModelName, *, short_names: Mapping[str, str] = SHORT_N
 
     resolved = "" if name.given == name.location else f" ({name.location} on the hub)"
     hint = "" if resolved else did_you_mean(name.given, short_names)
-    offline = constants.HF_HUB_OFFLINE or bool(os.environ.get("TRANSFORMERS_OFFLINE"))
-    hub = "the hub was not asked, because HF_HUB_OFFLINE is set" if offline else "the hub does not give it"
+    hub = "the hub does not answer or does not have it"
+    if _is_offline():
+        hub = "the hub was not asked, because HF_HUB_OFFLINE is set"
     return (
         f"no model '{name.given}'{resolved}{hint}: there is no folder {Path(name.given).absolute()}, it is not in the"
         f" Hugging Face cache {constants.HF_HUB_CACHE}, and {hub}. Give a folder that holds config.json, or fetch it where"
         f" there is a network: hf download {name.location}"
     )
+
+
+def _is_offline() -> bool:
+    """Whether the hub must not be asked."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE or bool(os.environ.get("TRANSFORMERS_OFFLINE"))
 
 
 def _is_cached(hub_name: str) -> bool:

@@ -128,6 +128,7 @@ def test_the_structure_alone_reads_no_weights(place: Path) -> None:
         (["embedded", "--layers", "0,4"], "'embedded' has no layer 4; its layers are 0 to 3"),
         (["embedded", "--layers", "-1"], "layers count from 0"),
         (["embedded", "--no_text", "--layers", "0"], "--layers has no effect with --no_text"),
+        (["embedded", "--no_text", "--decoder_text", "a"], "--decoder_text has no effect with --no_text"),
         (["embedded", "--text", "word " * 600], "the model reads 512; give another --text"),
         (["embedded", "--device", "abacus"], "'abacus' is not a device"),
         (["last"], "there is no run"),

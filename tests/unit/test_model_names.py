@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
+from peftlab.config import ModelSettings
 from peftlab.errors import ModelError
-from peftlab.model_names import DOMAINS, SHORT_NAMES, explain_missing, resolve_name
+from peftlab.loading import read_config
+from peftlab.model_names import DOMAINS, SHORT_NAMES, explain_missing, is_out_of_reach, resolve_name
 
 DOCUMENTED = """gpt2 gpt2-medium gpt2-large gpt-neo-125M gpt-neo-1.3B gpt-j-6B codegen-350M bert-base-uncased roberta-base
 distilbert-base-uncased deberta-base t5-base t5-large flan-t5-base ul2 llama-7b llama-13b llama-30b alpaca vicuna tinyllama
@@ -60,6 +64,8 @@ def test_a_folder_wins_over_a_short_name(hub: Path, tmp_path: Path) -> None:
     assert resolve_name("gpt2").is_folder
     with pytest.raises(ModelError, match=r"no model folder \./gone"):
         resolve_name("./gone")
+    with pytest.raises(ModelError, match="name is empty"):
+        resolve_name(" ")
 
 
 def test_a_cache_under_the_former_name_is_found(hub: Path) -> None:
@@ -87,6 +93,27 @@ def test_a_missing_model_says_where_it_was_looked_for(hub: Path, tmp_path: Path)
     put(hub, "google/flan-t5-base")
     assert explain_missing(resolve_name("flan-t5-base")) is None
     assert explain_missing(resolve_name("no hub name at all!")) is not None
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    name = resolve_name("flan-t5-base")
+    assert not is_out_of_reach(name), "offline, the hub must not be asked"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers 501 to everything
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        assert not is_out_of_reach(name)
+        server.shutdown()
+        thread.join()
+    assert is_out_of_reach(name)
+    with pytest.raises(ModelError, match="the hub does not answer or does not have it"):
+        read_config(ModelSettings(name="flan-t5-base"))
+    put(hub, "google/flan-t5-base")
+    assert not is_out_of_reach(name)
 
 
 def test_the_table_is_light() -> None:

@@ -194,6 +194,13 @@ FLAGS: tuple[Flag, ...] = (
         "N",
         read_int,
     ),
+    Flag(
+        "auto_batch_size",
+        "training.auto_batch_size",
+        _TRAINING,
+        "split a step's rows (batch_size x grad_accum) anew, so that the longest batch fits into memory",
+        value=True,
+    ),
     Flag("lr", "training.learning_rate", _TRAINING, "peak learning rate", "RATE", read_float),
     Flag("warmup_steps", "training.warmup_steps", _TRAINING, "steps of linear warm-up", "N", read_int),
     Flag("seed", "training.seed", _TRAINING, "root of all random streams", "SEED", read_int),

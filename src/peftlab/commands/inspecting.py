@@ -109,6 +109,8 @@ def read_inspect(args: argparse.Namespace) -> InspectRequest:
     for flag, given in (("--text", texts), ("--decoder_text", written)):
         if any(not text.strip() for text in given):
             raise ConfigError(f"{flag} is empty: give some words, or leave it out")
+    if written and not texts:
+        raise ConfigError("--decoder_text has no effect with --no_text: the decoder is shown reading a text")
     if written and len(written) != len(texts):
         raise ConfigError(f"{len(written)} --decoder_text for {len(texts)} --text: give one for each")
     layers = None if args.layers is None else _read_layers(args.layers)

@@ -20,13 +20,13 @@ CUDA_MARGIN = 0.10
 """The same on CUDA, where torch's allocator rounds up and keeps pieces: 2 to 10 % are quoted."""
 CUDA_CONTEXT_BYTES = 600 << 20
 """What a CUDA context takes beside tensors: 0.3 to 0.6 GB are quoted."""
-GLIBC_HELD = 3.0
+GLIBC_HELD = 3.3
 """Bytes that a process on the CPU may hold for each byte of tensors at their peak: glibc keeps pieces below 32 MiB that are
-given back, and cannot use them again for aligned requests of the same size. Measured: 1.2 to 1.5, and 1.7 to 3.0 with
+given back, and cannot use them again for aligned requests of the same size. Measured: 1.2 to 1.5, and 1.7 to 3.2 with
 gradient checkpointing."""
 GLIBC_REMEDY = "MALLOC_MMAP_THRESHOLD_=131072"
 """In the environment of a process this has glibc return every larger piece at once. Measured: the process then holds 1.01 to
-1.07 bytes for each byte of tensors, and its steps take 1.2 to 1.8 times as long."""
+1.08 bytes for each byte of tensors, and its steps take 1.2 to 2.2 times as long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class BatchChoice:
     Attributes:
         batch_size: Rows of one forward pass.
         prediction: What a step of it takes on the longest batch.
-        too_large: The next larger batch that was considered; None at the end of `BATCH_SIZES`.
+        too_large: The next larger batch that was considered; None where it is the largest of all.
         measured: What a real step of it took; None where none was taken.
     """
 
@@ -188,6 +188,7 @@ def choose_batch_size(
     shape: BatchShape | None = None,
     attach: Attach | None = None,
     memory: int | None = None,
+    sizes: Sequence[int] = BATCH_SIZES,
     confirm: Callable[[BatchShape], MeasuredPeak] | None = None,
 ) -> BatchChoice:
     """Choose the largest batch whose longest rows fit into memory; no step runs out of it on the way.
@@ -198,6 +199,7 @@ def choose_batch_size(
         shape: The longest rows; their number is what is chosen.
         attach: Makes the base tunable; None takes the config's method.
         memory: Bytes there are; None looks at the device.
+        sizes: What is chosen from, rising.
         confirm: Takes one real step on a batch and measures it, as `measure_step` does; None believes the prediction.
 
     Returns:
@@ -209,7 +211,7 @@ def choose_batch_size(
     """
     case = _make_case(config, source, shape, attach)
     budget = find_budget(planned_device(config)[0], memory=memory)
-    choice = _largest_batch(case, budget)
+    choice = _largest_batch(case, budget, sizes)
     if choice is None:
         least = case.with_rows(1).predict()
         raise ModelError(
@@ -239,13 +241,13 @@ def _make_case(
     return _Case(config, shape, source, attach)
 
 
-def _largest_batch(case: _Case, budget: Budget) -> BatchChoice | None:
-    """The largest of `BATCH_SIZES` that fits, None where none does."""
-    found = _largest(case.with_rows, BATCH_SIZES, budget, near=case.shape.rows)
+def _largest_batch(case: _Case, budget: Budget, sizes: Sequence[int] = BATCH_SIZES) -> BatchChoice | None:
+    """The largest of the sizes that fits, None where none does."""
+    found = _largest(case.with_rows, sizes, budget, near=case.shape.rows)
     if found is None:
         return None
-    place = BATCH_SIZES.index(found[0]) + 1
-    return BatchChoice(*found, BATCH_SIZES[place] if place < len(BATCH_SIZES) else None)
+    place = sizes.index(found[0]) + 1
+    return BatchChoice(*found, sizes[place] if place < len(sizes) else None)
 
 
 def _largest(
