@@ -14,10 +14,10 @@ from transformers import TrainerCallback
 
 import tiny_models
 from peftlab.batches import IGNORED, Collator, Row
+from peftlab.catalog import METHODS
 from peftlab.config import build_config
 from peftlab.gradients import GradientGroups
 from peftlab.mapping import map_model
-from peftlab.methods import lora
 from peftlab.objective import ModelLoss
 from peftlab.probe import ProbeContext
 from peftlab.probes import gradient_norms
@@ -30,6 +30,7 @@ STEPS = 12
 RATE = 1e-2
 SEED = 42
 BOTH_MLP_ATTENTION = "both->mlp->attn"
+ONE_PHASE = (PhaseSettings(),)
 
 
 def make_rows(head: str, count: int = 21, seed: int = 0) -> list[Row]:
@@ -120,6 +121,8 @@ def prepare(
     folder: Path,
     name: str = "llama",
     *,
+    method: str = "lora",
+    settings: dict[str, Any] | None = None,
     phases: str | Sequence[PhaseSettings] = BOTH_MLP_ATTENTION,
     targets: str = "both",
     num_layers: int = 2,
@@ -139,6 +142,8 @@ def prepare(
     Args:
         folder: Where checkpoints go.
         name: A key of `tiny_models.BUILDERS`.
+        method: A leaf of `methods/`.
+        settings: Its settings; None for LoRA's below.
         phases: A strategy's name or phases.
         targets: LoRA's targets.
         num_layers: Layers of each stack.
@@ -158,8 +163,9 @@ def prepare(
     """
     head = tiny_models.HEADS[name]
     base = tiny_models.build(name, num_layers).to(dtype)
-    settings = lora.Settings(targets=targets, dropout=dropout, rank=2, alpha=4)
-    attached = lora.attach(base, map_model(base), settings, head=head, seed=1)
+    leaf = METHODS.load(method)
+    given = {"targets": targets, "dropout": dropout, "rank": 2, "alpha": 4} if settings is None else settings
+    attached = leaf.attach(base, map_model(base), leaf.Settings(**given), head=head, seed=1)
     attached.model.to(dtype)
     defaults = {
         "max_steps": STEPS, "accumulation_steps": 2, "warmup_steps": 2, "learning_rate": RATE,
@@ -168,9 +174,9 @@ def prepare(
     asked = {"batch_size": batch_size} | defaults | training
     config = build_config({"training": asked, "model": {"device": "cpu"}})
     steps = config.training.max_steps
-    given = strategy_phases(phases, total_steps=steps) if isinstance(phases, str) else phases
+    wanted = strategy_phases(phases, total_steps=steps) if isinstance(phases, str) else phases
     schedule = Schedule(
-        place_phases(given, total_steps=steps),
+        place_phases(wanted, total_steps=steps),
         steps,
         config.training.learning_rate,
         config.training.warmup_steps,

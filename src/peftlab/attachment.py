@@ -1,6 +1,6 @@
 """An adapter made by peft, attached to a live base.
 
-All methods that peft implements share this; a leaf in `methods/` only makes the peft config.
+All methods that peft implements share this; a leaf in `methods/` makes the peft config and says what is special.
 """
 
 from __future__ import annotations
@@ -9,20 +9,25 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from peftlab.errors import CheckpointError, TargetError
-from peftlab.family import Selection
+from peftlab.family import FamilyMap, Selection, Site
 from peftlab.files import write_json
 from peftlab.mapping import map_model
 from peftlab.method import Head
+from peftlab.schedule import Schedule
 from peftlab.streams import seed_for
 
+ADAPTER_FILE = "adapter_model.safetensors"
+"""peft's name for the file of an adapter's tensors."""
 ADAPTER = "default"
 """The adapter's name inside peft; it appears in parameter names, never in saved files."""
 
@@ -41,6 +46,10 @@ class PeftAttachment:
         seed: Seeds the adapter's initial values.
         tied: Modules trained whole that share one weight; peft copies each, here they share again.
 
+    Attributes:
+        model: The model that peft made.
+        config: The peft config.
+
     Raises:
         TargetError: peft adapted other modules than were selected.
     """
@@ -57,7 +66,7 @@ class PeftAttachment:
         seed: int,
         tied: Sequence[str] = (),
     ) -> None:
-        self.selection = selection
+        self.selection, self.config = selection, config
         self._steps_to_train = steps_to_train
         self._modules_to_save = list(getattr(config, "modules_to_save", None) or ())
         self._required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -114,8 +123,14 @@ class PeftAttachment:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(active[name])
 
+    def begin(self, schedule: Schedule) -> None:
+        """Nothing to prepare for a schedule: a method that plans its steps has more to do."""
+
+    def after_step(self, step: int) -> None:
+        """Nothing to do after a step: a method that allocates has more to do."""
+
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What is saved, by the names of the saved file, on the CPU."""
+        """All that is needed to go on, by the names of the saved file, on the CPU."""
         state = peft.get_peft_model_state_dict(self.model, adapter_name=ADAPTER, save_embedding_layers=False)
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
@@ -128,7 +143,15 @@ class PeftAttachment:
         Raises:
             CheckpointError: Names or shapes differ from this adapter's.
         """
-        own = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        self._check_fit(tensors)
+        active = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        peft.set_peft_model_state_dict(self.model, dict(tensors), adapter_name=ADAPTER)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(active[name])
+
+    def _check_fit(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Refuse tensors of other names or shapes than `load` takes."""
+        own = self._own_shapes()
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if own != given:
             missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
@@ -136,10 +159,38 @@ class PeftAttachment:
             raise CheckpointError(
                 f"the saved adapter does not fit: missing {missing}, unexpected {extra}, of another shape {shapes}"
             )
-        active = {name: p.requires_grad for name, p in self.model.named_parameters()}
-        peft.set_peft_model_state_dict(self.model, dict(tensors), adapter_name=ADAPTER)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(active[name])
+
+    def is_complete(self, step: int) -> bool:
+        """Whether the adapter after this step is one to keep.
+
+        Args:
+            step: An optimizer step, from 1.
+
+        Returns:
+            True: a method that allocates has more to say.
+        """
+        return True
+
+    @property
+    def answering(self) -> nn.Module:
+        """The model without anything that the method adds to its loss."""
+        model: nn.Module = self.model
+        return model
+
+    def _own_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors that `load` takes."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+
+    def load_saved(self, folder: Path) -> None:
+        """Put back what `save` wrote.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            CheckpointError: It does not fit.
+        """
+        self.load(load_file(folder / ADAPTER_FILE))
 
     def save(self, folder: Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors`.
@@ -164,10 +215,106 @@ class PeftAttachment:
             The base as it was given: same object, same tensors, same keys, same `requires_grad`.
         """
         _restore_originals(self.model.base_model.model)  # first: unload would keep the trained copies
-        base: nn.Module = self.model.unload()
+        return self._hand_back(self.model.unload())
+
+    def _hand_back(self, base: nn.Module) -> nn.Module:
+        """The base without what peft left on it."""
+        _restore_originals(base)
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(self._required_grad.get(name, True))
         return base
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedWhole:
+    """What is trained whole beside an adapter.
+
+    Attributes:
+        modules: Paths for peft's `modules_to_save`: embeddings and head where they are selected, new heads of a classifier.
+        by_peft: Whether peft ties an embedding and its head by itself (`ensure_weight_tying`).
+        tied: Modules that share one weight and must share it again; for `PeftAttachment`.
+    """
+
+    modules: tuple[str, ...]
+    by_peft: bool
+    tied: tuple[str, ...]
+
+
+def trained_whole(
+    model: nn.Module, family: FamilyMap, selection: Selection, *, head: Head, peft_ties: bool = False
+) -> TrainedWhole:
+    """What is trained whole beside an adapter.
+
+    Args:
+        model: The base.
+        family: Its map.
+        selection: What the targets stand for.
+        head: What the model ends in; a classification head is new and is trained whole.
+        peft_ties: Whether the peft config knows `ensure_weight_tying`.
+
+    Returns:
+        The modules, and how they are tied.
+    """
+    saved = [site.path for site in selection.saved]
+    aliases = _sharing_modules(model, saved[0]) if saved and family.tied else []
+    # peft ties an embedding and its head; where more modules share the weight (T5), PeftAttachment does it.
+    by_peft = peft_ties and len(aliases) == 1
+    tied = () if by_peft or not aliases else (saved[0], *aliases)
+    saved += new_modules(model, head)
+    return TrainedWhole(tuple(dict.fromkeys([*saved, *aliases])), by_peft, tied)
+
+
+def _sharing_modules(model: nn.Module, path: str) -> list[str]:
+    """The other modules whose weight is the very tensor of one module: the head, a second stack's embedding."""
+    weight = model.get_submodule(path).weight
+    modules = model.named_modules(remove_duplicate=False)
+    return [name for name, module in modules if name != path and getattr(module, "weight", None) is weight]
+
+
+def new_modules(model: nn.Module, head: Head) -> list[str]:
+    """What a classification model has beside its pretrained trunk (DistilBERT: two layers); peft knows one of them.
+
+    Args:
+        model: The base.
+        head: What it ends in.
+
+    Returns:
+        Names of modules that are new and must be trained whole; none for models that generate.
+    """
+    if head != "classification":
+        return []
+    trunk = getattr(model, "base_model_prefix", "")
+    parts = model.named_children()
+    return [name for name, part in parts if name != trunk and any(True for _ in part.parameters())]
+
+
+def target_names(family: FamilyMap, sites: Sequence[Site]) -> list[str]:
+    """The shortest names by which peft finds exactly the chosen modules.
+
+    Args:
+        family: The map of the base.
+        sites: The chosen sites.
+
+    Returns:
+        Last path components (`q_proj`) where these match nothing else, else full paths.
+    """
+    chosen = {site.path for site in sites}
+    short = sorted({path.rpartition(".")[2] for path in chosen})
+    matched = {site.path for site in family.sites if site.path.rpartition(".")[2] in short}
+    return short if matched == chosen else sorted(chosen)
+
+
+def is_transposed(model: nn.Module, sites: Sequence[Site]) -> bool:
+    """Whether the weights of chosen modules are laid out (in, out), as in GPT-2's Conv1D; peft's `fan_in_fan_out`.
+
+    Args:
+        model: The base.
+        sites: The chosen sites.
+
+    Returns:
+        True where one is.
+    """
+    return any(type(model.get_submodule(site.path)).__name__ == "Conv1D" for site in sites)
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

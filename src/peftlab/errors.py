@@ -8,6 +8,7 @@ PeftlabError                    exit code
 │   ├── DataError                   a data file or folder that is missing, malformed or empty
 │   ├── ModelError                  a model that cannot be loaded or does not suit the task
 │   ├── TargetError                 a target group or module name that matches nothing in this model
+│   ├── MethodError                 a method that has no place in this model, or not with these settings
 │   ├── ScheduleError               phases that overlap, leave gaps or do not fit the run
 │   └── OutputError                 an output folder that cannot be written, or a disk that is full
 ├── RunError                    1   a run that started and failed
@@ -72,6 +73,10 @@ class ModelError(InputError):
 
 class TargetError(InputError):
     """A target group or module name matches nothing in this model."""
+
+
+class MethodError(InputError):
+    """A method has no place in this model, or not with these settings."""
 
 
 class ScheduleError(InputError):

@@ -6,6 +6,7 @@ training saw (law 5). Prompts of similar length are decoded together; the answer
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,13 +45,11 @@ def generate(
     Returns:
         The answers, stripped, without special tokens.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in _batches(prompts, batch_size, padded=head == "seq2seq" or not _has_virtual_tokens(model)):
         ids, mask = _pad([prompts[i] for i in chosen], tokenizer.pad_token_id, left=head == "causal")
         with torch.inference_mode(), _only(decoding_config(tokenizer, max_new_tokens), model) as config:
             output = model.generate(
@@ -66,6 +65,20 @@ def generate(
             progress(len(chosen))
     model.train(was_training)
     return answers
+
+
+def _batches(prompts: Sequence[list[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
+    """Numbers of prompts decoded together, shortest first; only of one length where none may be padded."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    alike = [order] if padded else [list(g) for _, g in itertools.groupby(order, lambda i: len(prompts[i]))]
+    for group in alike:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _has_virtual_tokens(model: Any) -> bool:
+    """Whether peft puts virtual tokens in front: pads between them and the text would shift the text's positions."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 def decoding_config(tokenizer: Any, max_new_tokens: int) -> Any:

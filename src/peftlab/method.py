@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from peftlab.family import FamilyMap, Selection
+    from peftlab.schedule import Schedule
 
 Head = Literal["causal", "seq2seq", "classification"]
 """What a model ends in, and so how it is trained: next token, target tokens, or class logits."""
@@ -50,8 +51,25 @@ class Attachment(Protocol):
         """A context in which `model` answers as the base does."""
         ...
 
+    def begin(self, schedule: Schedule) -> None:
+        """Told once before training what will train when; a schedule the method cannot follow is a ScheduleError."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Told when the optimizer has moved and gradients are still there; `step` counts from 1."""
+        ...
+
+    def is_complete(self, step: int) -> bool:
+        """Whether the adapter after this step is one to keep: not where ranks are still to be taken."""
+        ...
+
+    @property
+    def answering(self) -> nn.Module:
+        """The model without anything that the method adds to its loss: for validation."""
+        ...
+
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What is saved, by the names of the saved file."""
+        """All that is needed to go on training, by name: what a checkpoint keeps."""
         ...
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -60,6 +78,10 @@ class Attachment(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write adapter and adapter config into a folder that Hugging Face tools can load."""
+        ...
+
+    def load_saved(self, folder: Path) -> None:
+        """Put back what `save` wrote; what does not fit is a CheckpointError."""
         ...
 
     def remove(self) -> nn.Module:

@@ -63,5 +63,12 @@ class ModelLoss:
         """
         # every loss function of transformers is a mean over the same terms that `count` counts
         keep_no_cache = {} if self.head == "classification" else {"use_cache": False}
+        if self.head == "causal":  # behind virtual tokens the first would be predicted too
+            batch = batch | {"labels": torch.cat([_unlabelled(batch), batch["labels"][:, 1:]], dim=1)}
         loss: torch.Tensor = model(**batch, **keep_no_cache).loss
         return (loss if loss.dtype == torch.float64 else loss.float()) * self.count(batch)
+
+
+def _unlabelled(batch: dict[str, Any]) -> torch.Tensor:
+    """A first column without labels, (batch, 1)."""
+    return torch.full_like(batch["labels"][:, :1], IGNORED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +133,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         loss = metrics["eval_loss"]
         phase = self.trainer.parts.schedule.phase_at(max(0, state.global_step - 1)).name
         self.trainer.parts.event("validated", step=state.global_step, validation_loss=loss, phase=phase)
-        if state.best_metric is None or loss < state.best_metric:
+        complete = self.trainer.parts.attachment.is_complete
+        if complete(state.global_step) and (state.best_metric is None or loss < state.best_metric):
             control.should_save = True
-        if self.patience is not None and _since_best(state) >= self.patience:
+        if self.patience is not None and _since_best(state, complete) >= self.patience:
             control.should_training_stop = control.should_save = self.trainer.stopped_early = True
 
     def on_train_end(
@@ -152,7 +154,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._handlers = {}
 
 
-def _since_best(state: TrainerState) -> int:
-    """Validations since the lowest loss, read from the log, so a resumed run counts on."""
-    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+def _since_best(state: TrainerState, complete: Callable[[int], bool]) -> int:
+    """Validations of a complete adapter since the lowest loss, read from the log, so a resumed run counts on."""
+    history = state.log_history
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry and complete(entry["step"])]
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0

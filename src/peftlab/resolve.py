@@ -19,7 +19,7 @@ from peftlab.commands.preconditions import check_places
 from peftlab.config import RunConfig
 from peftlab.devices import num_processes
 from peftlab.errors import ConfigError, DataError, OutputError
-from peftlab.loading import ModelSource, find_model, meta_model
+from peftlab.loading import ModelSource, find_model, meta_model, switch_checkpointing
 from peftlab.mapping import map_model
 from peftlab.phases import PhaseSwitch
 from peftlab.schedule import Schedule
@@ -198,6 +198,8 @@ def _describe_steps(config: RunConfig, num_rows: int) -> dict[str, float]:
 def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> dict[str, Any]:
     """Counts and phases, from the model on the meta device with the adapter attached."""
     base = meta_model(source)
+    if config.model.gradient_checkpointing:
+        switch_checkpointing(base, True)
     total = sum(p.numel() for p in base.parameters())
     adapter = config.adapters[0]
     method = METHODS.load(adapter.method)
@@ -209,6 +211,7 @@ def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> di
         seed=config.training.seed,
     )
     parameters = attached.parameters()
+    attached.begin(schedule)
     switch = PhaseSwitch(schedule, attached.family, parameters)
     phases: list[dict[str, Any]] = []
     notes = list(attached.selection.notes)

@@ -180,8 +180,6 @@ def attach_saved(base: Any, path: Path) -> Attachment:
         InputError: The folder is not a bundle.
         CheckpointError: A file is damaged, or the adapter does not fit the base.
     """
-    from safetensors.torch import load_file
-
     from peftlab.mapping import map_model
 
     manifest = read_manifest(path)
@@ -189,7 +187,7 @@ def attach_saved(base: Any, path: Path) -> Attachment:
     attachment: Attachment = method.attach(
         base, map_model(base), method.Settings(**manifest["settings"]), head=manifest["head"], seed=0
     )
-    attachment.load(load_file(path / "adapter_model.safetensors"))
+    attachment.load_saved(path)
     attachment.model.eval()
     return attachment
 

@@ -71,6 +71,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
                 "FSDP and DeepSpeed are not supported yet: peftlab's checkpoints do not know their shards"
             )
         self.parts = parts
+        parts.attachment.begin(parts.schedule)
         self.parameters = parts.attachment.parameters()
         self.switch = PhaseSwitch(parts.schedule, parts.attachment.family, self.parameters)
         self.proof = TrainingProof(self.parameters, parts.attachment.steps_to_train)
@@ -219,7 +220,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         """
         began = time.perf_counter()
         rows = self.parts.validation_rows if eval_dataset is None else eval_dataset
-        size = self.args.per_device_eval_batch_size
+        model, size = self.parts.attachment.answering, self.args.per_device_eval_batch_size
         mine = [rows[i : i + size] for i in range(0, len(rows), size)][
             self.args.process_index :: self.args.world_size
         ]
@@ -228,7 +229,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad():
             for chunk in mine:
                 batch = self._prepare_inputs(self.parts.collator(chunk))
-                sums[0] += float(self.parts.objective.total(self.model, batch))
+                sums[0] += float(self.parts.objective.total(model, batch))
                 sums[1] += self.parts.objective.count(batch)
         self.model.train()
         if self.args.world_size > 1:
@@ -241,6 +242,11 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether the validation loss is the lowest so far of an adapter that is what it shall be."""
+        complete = self.parts.attachment.is_complete(self.state.global_step)
+        return complete and bool(super()._determine_best_metric(metrics, trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write adapter, optimizer, progress and logs aside, then rename."""
@@ -351,7 +357,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         self.parts.attachment.load(load_adapter(folder))
 
     def prove_step(self) -> None:
-        """Compare the tensors after the optimizer has moved; report a phase once it is proved."""
+        """Compare the tensors after the optimizer has moved, report a phase once it is proved; then the method's turn."""
         step = self.state.global_step
         rate = self.parts.schedule.learning_rate_at(step)
         proof: PhaseProof | None = self.proof.after_step(learning_rate=rate, step=step + 1)
@@ -364,6 +370,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
                 steps_needed=proof.steps_needed,
                 unreached=list(proof.unreached),
             )
+        self.parts.attachment.after_step(step + 1)
 
 
 class _Moments(TrainerCallback):  # type: ignore[misc]

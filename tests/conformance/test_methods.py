@@ -16,6 +16,11 @@ from peftlab.gradients import read_gradients
 from peftlab.mapping import map_model
 from peftlab.proof import TrainingProof, fingerprint
 
+PROMPTS = {"prompt_tuning", "p_tuning", "prefix_tuning"}
+"""Methods that change what a model reads: no identity at the start, no targets."""
+NOT_RANDOM = {"ia3"}
+"""Methods that start from one and the same value."""
+
 CASES = [
     pytest.param(method, name, id=f"{method}-{name}")
     for method in METHODS.names()
@@ -24,6 +29,7 @@ CASES = [
 TIED = [
     pytest.param(method, name, id=f"{method}-{name}")
     for method in METHODS.names()
+    if method not in PROMPTS
     for name in ("llama_tied", "gpt2", "t5")
 ]
 
@@ -64,7 +70,7 @@ def train(attached, name, steps=2, *, optimizer=torch.optim.AdamW):
     return shown
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(("method", "name"), [case for case in CASES if case.values[0] not in PROMPTS])
 def test_a_fresh_adapter_has_no_effect(method, name):
     expected = logits(tiny_models.build(name), name)
     _, attached = attach(method, name)
@@ -127,19 +133,26 @@ def test_plain_peft_loads_what_is_saved(method, name, targets, tmp_path):
     _, attached = attach(method, name, targets=targets)
     train(attached, name)
     attached.save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    beside = ["prompt_encoder.safetensors"] if method in PROMPTS else []
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        *beside,
+    ]
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
     with warnings.catch_warnings():
         if (
-            name == "t5" and targets == "all"
-        ):  # four modules share the weight, more than peft can tie by itself
+            targets == "all"
+        ):  # what peft cannot tie by itself (T5's four modules; IA3) is tied by the attachment
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         loaded = peft.PeftModel.from_pretrained(tiny_models.build(name), str(tmp_path)).eval()
     torch.testing.assert_close(
         logits(loaded, name), logits(attached.model, name), rtol=0, atol=0, msg="the saved adapter"
     )
+    if method in PROMPTS and name == "bert":
+        return  # peft 0.21 cannot switch a prompt off on a model that does not generate
     with loaded.disable_adapter():
         assert torch.equal(logits(loaded, name), logits(tiny_models.build(name), name)), "the loader's base"
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
 
 
 @pytest.mark.parametrize(("method", "name"), CASES)
@@ -189,7 +202,7 @@ def test_the_seed_decides_the_start_and_nothing_else_does(method, name):
     same = attach(method, name, seed=1)[1].tensors()
     other = attach(method, name, seed=2)[1].tensors()
     assert all(torch.equal(one[n], same[n]) for n in one)
-    assert not all(torch.equal(one[n], other[n]) for n in one)
+    assert method in NOT_RANDOM or not all(torch.equal(one[n], other[n]) for n in one)
     torch.manual_seed(5)
     base = tiny_models.build(name)
     after_build = torch.get_rng_state()

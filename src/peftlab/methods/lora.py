@@ -16,7 +16,7 @@ from peftlab.settings import Settings as _Settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from peftlab.family import FamilyMap, Selection
+    from peftlab.family import FamilyMap
     from peftlab.method import Attachment, Head
 
 
@@ -58,58 +58,24 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
     """
     import peft
 
-    from peftlab.attachment import TASK_TYPES, PeftAttachment
+    from peftlab.attachment import TASK_TYPES, PeftAttachment, is_transposed, target_names, trained_whole
 
     selection = family.select(settings.targets)
-    saved = [site.path for site in selection.saved]
-    aliases = _sharing_modules(model, saved[0]) if saved and family.tied else []
-    # peft ties an embedding and its head; where more modules share the weight (T5), PeftAttachment does it.
-    by_peft = len(aliases) == 1
-    if head == "classification":
-        saved += _new_modules(model)
+    whole = trained_whole(model, family, selection, head=head, peft_ties=True)
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=target_names(family, selection),
-        modules_to_save=list(dict.fromkeys([*saved, *aliases])) or None,
-        ensure_weight_tying=by_peft,
+        target_modules=target_names(family, selection.adapted),
+        modules_to_save=list(whole.modules) or None,
+        ensure_weight_tying=whole.by_peft,
         task_type=TASK_TYPES[head],
-        fan_in_fan_out=any(type(model.get_submodule(s.path)).__name__ == "Conv1D" for s in selection.adapted),
+        fan_in_fan_out=is_transposed(model, selection.adapted),
         bias="none",
     )
-    tied = () if by_peft or not aliases else (saved[0], *aliases)
-    return PeftAttachment(model, config, selection, steps_to_train=_steps_to_train, seed=seed, tied=tied)
-
-
-def _sharing_modules(model: nn.Module, path: str) -> list[str]:
-    """The other modules whose weight is the very tensor of one module: the head, a second stack's embedding."""
-    weight = model.get_submodule(path).weight
-    modules = model.named_modules(remove_duplicate=False)
-    return [name for name, module in modules if name != path and getattr(module, "weight", None) is weight]
-
-
-def _new_modules(model: nn.Module) -> list[str]:
-    """What a classification model has beside its pretrained trunk (DistilBERT: two layers); peft knows one of them."""
-    trunk = getattr(model, "base_model_prefix", "")
-    parts = model.named_children()
-    return [name for name, part in parts if name != trunk and any(True for _ in part.parameters())]
-
-
-def target_names(family: FamilyMap, selection: Selection) -> list[str]:
-    """The shortest names by which peft finds exactly the selected modules.
-
-    Args:
-        family: The map of the base.
-        selection: The selected sites.
-
-    Returns:
-        Last path components (`q_proj`) where these match nothing else, else full paths.
-    """
-    chosen = {site.path for site in selection.adapted}
-    short = sorted({path.rpartition(".")[2] for path in chosen})
-    matched = {site.path for site in family.sites if site.path.rpartition(".")[2] in short}
-    return short if matched == chosen else sorted(chosen)
+    return PeftAttachment(
+        model, config, selection, steps_to_train=_steps_to_train, seed=seed, tied=whole.tied
+    )
 
 
 def _steps_to_train(name: str) -> int:

@@ -1,0 +1,320 @@
+"""AdaLoRA on a live base: peft's layers and budget, its allocator called in every step and kept in checkpoints.
+
+peft's `RankAllocator` holds its smoothed importances in plain dicts that no checkpoint has, and its masked ranks in the
+config; both are part of `AllocatedAttachment.tensors` here. Ranks that were taken come back to life between two
+allocations (their gradient is not zero), as in the paper; from the last allocation on they stay zero.
+
+Source: Zhang et al. 2023, arXiv 2303.10512; peft `tuners/adalora/layer.py`, `RankAllocator`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import peft
+import torch
+from peft.tuners.adalora.layer import RankAllocator
+from safetensors.torch import load_file
+from torch import nn
+
+from peftlab.attachment import (
+    ADAPTER,
+    ADAPTER_FILE,
+    TASK_TYPES,
+    PeftAttachment,
+    is_transposed,
+    target_names,
+    trained_whole,
+)
+from peftlab.errors import CheckpointError, ScheduleError
+from peftlab.family import FamilyMap
+from peftlab.method import Head
+from peftlab.schedule import Schedule
+
+if TYPE_CHECKING:
+    from peftlab.methods.adalora import Settings
+
+_SMOOTHED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+_UNKNOWN_STEPS = 1 << 30
+"""Steps of a run until `begin` says how many there are."""
+
+
+class ScoredAllocator(RankAllocator):  # type: ignore[misc]
+    """peft's allocator with two other ways to rank singular values.
+
+    Args:
+        model: The model that peft made, without peft's wrapper.
+        config: The peft config.
+        ranking: "importance" (peft's own), "magnitude" or "uniform".
+    """
+
+    def __init__(self, model: nn.Module, config: Any, ranking: str) -> None:
+        super().__init__(model, config, ADAPTER)
+        self.ranking = ranking
+
+    def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
+        """Set the lowest-ranked singular values to zero.
+
+        Args:
+            model: The model that peft made.
+            budget: Ranks to keep, over all modules.
+
+        Returns:
+            For every Lambda, by name, which of its ranks are kept.
+        """
+        if self.ranking == "importance":
+            kept: dict[str, list[bool]] = super().mask_to_budget(model, budget)
+            return kept
+        scores = {
+            name: self._score(model, name)
+            for name, _ in model.named_parameters()
+            if f"lora_E.{ADAPTER}" in name
+        }
+        if self.ranking == "uniform":
+            share = round(budget / len(scores))
+            chosen = {name: _highest(score, share) for name, score in scores.items()}
+        else:
+            chosen_of_all = _highest(torch.cat(list(scores.values())), budget)
+            sizes = [len(score) for score in scores.values()]
+            chosen = dict(zip(scores, torch.split(chosen_of_all, sizes), strict=True))
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, keep in chosen.items():
+                parameters[name].masked_fill_(~keep.unsqueeze(-1), 0.0)
+        return {name: keep.tolist() for name, keep in chosen.items()}
+
+    def _score(self, model: nn.Module, name: str) -> torch.Tensor:
+        """The score of each rank of one module, (rank,)."""
+        if self.ranking == "magnitude":
+            return model.get_parameter(name).detach().abs().view(-1)
+        a, b = name.replace("lora_E", "lora_A"), name.replace("lora_E", "lora_B")
+        sides = torch.stack([self._element_score(a).mean(dim=1), self._element_score(b).mean(dim=0)]).T
+        triplet: torch.Tensor = self._combine_ipt(self._element_score(name), sides)
+        return triplet.view(-1)
+
+
+def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Which of some scores are among the highest; of equal ones the first."""
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    keep[torch.sort(scores, descending=True, stable=True).indices[:count]] = True
+    return keep
+
+
+class AllocatedAttachment(PeftAttachment):
+    """AdaLoRA on a base; satisfies `method.Attachment`.
+
+    Args:
+        model: The base.
+        family: Its map.
+        settings: The method's settings.
+        head: What the model ends in.
+        seed: Seeds P and Q.
+
+    Raises:
+        TargetError: The targets match nothing in this model.
+    """
+
+    def __init__(
+        self, model: nn.Module, family: FamilyMap, settings: Settings, *, head: Head, seed: int
+    ) -> None:
+        selection = family.select(settings.targets)
+        whole = trained_whole(model, family, selection, head=head, peft_ties=True)
+        config = peft.AdaLoraConfig(
+            init_r=settings.initial_rank,
+            target_r=settings.target_rank,
+            total_step=_UNKNOWN_STEPS,
+            beta1=settings.sensitivity_decay,
+            beta2=settings.uncertainty_decay,
+            orth_reg_weight=settings.orthogonality,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=target_names(family, selection.adapted),
+            modules_to_save=list(whole.modules) or None,
+            ensure_weight_tying=whole.by_peft,
+            task_type=TASK_TYPES[head],
+            fan_in_fan_out=is_transposed(model, selection.adapted),
+        )
+        self._settings = settings
+        super().__init__(model, config, selection, steps_to_train=_steps_to_train, seed=seed, tied=whole.tied)
+        self._tuner: Any = self.model.base_model
+        self._tuner.rankallocator = ScoredAllocator(self._tuner.model, config, settings.rank_allocation)
+
+    def begin(self, schedule: Schedule) -> None:
+        """Lay the budget over the run's steps.
+
+        Args:
+            schedule: What trains when.
+
+        Raises:
+            ScheduleError: A phase leaves some of the adapter without gradients, or the run is too short to allocate.
+        """
+        if not self._settings.adaptive_rank:
+            return
+        if len(schedule.phases) > 1:
+            raise ScheduleError(
+                f"adalora ranks all its modules against each other, and the schedule's {len(schedule.phases)} phases leave"
+                " some of them without gradients; train in one phase, use lora under phases, or set"
+                " method.adaptive_rank=false"
+            )
+        steps, settings = schedule.total_steps, self._settings
+        first, last = round(steps * settings.warmup_share), round(steps * settings.final_share)
+        if steps - first - last < 2:
+            raise ScheduleError(
+                f"a run of {steps} steps leaves {steps - first - last} in which adalora could take ranks; raise"
+                " training.max_steps, or lower method.warmup_share or method.final_share"
+            )
+        config = self.config
+        config.total_step, config.tinit, config.tfinal = steps, first, last
+        config.deltaT = settings.interval_steps or max(1, steps // 100)
+
+    def after_step(self, step: int) -> None:
+        """Smooth the importances, take ranks where it is time, keep taken ones at zero after the last allocation.
+
+        Args:
+            step: The optimizer step just taken, from 1.
+        """
+        if self._settings.adaptive_rank:
+            self._tuner.update_and_allocate(step)
+
+    def is_complete(self, step: int) -> bool:
+        """Whether the last ranks have been taken.
+
+        Args:
+            step: An optimizer step, from 1.
+
+        Returns:
+            True from the last allocation on.
+        """
+        return not self._settings.adaptive_rank or step >= self.config.total_step - self.config.tfinal
+
+    @property
+    def answering(self) -> nn.Module:
+        """The model without the orthogonality term in its loss."""
+        model: nn.Module = self._tuner.model
+        return model
+
+    def ranks(self) -> dict[str, int]:
+        """The effective rank of each module: how many of its singular values are not zero.
+
+        Returns:
+            Module path in the base to its rank.
+        """
+        found = {}
+        for name, parameter in self._tuner.model.named_parameters():
+            if f".lora_E.{ADAPTER}" in name:
+                found[name.partition(".lora_E.")[0]] = int((parameter != 0).sum())
+        return found
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that is needed to go on: P, Lambda and Q in full, what is trained whole, and the allocator's memory."""
+        kept = self.config.rank_pattern
+        self.config.rank_pattern = None  # peft would cut the tensors to the ranks that are kept
+        try:
+            with _pruned_modules():
+                found = super().tensors()
+        finally:
+            self.config.rank_pattern = kept
+        for kind in _SMOOTHED:
+            for name, values in sorted(getattr(self._tuner.rankallocator, kind).items()):
+                found[f"allocator.{kind}.{name}"] = values.detach().to("cpu", copy=True).contiguous()
+        for name, mask in sorted((kept or {}).items()):
+            found[f"allocator.kept.{name}"] = torch.tensor(mask, dtype=torch.bool).view(-1)
+        return found
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put saved tensors and the allocator's memory back.
+
+        Args:
+            tensors: As `tensors` gave them.
+
+        Raises:
+            CheckpointError: Names or shapes differ from this adapter's.
+        """
+        weights = {name: value for name, value in tensors.items() if not name.startswith("allocator.")}
+        memory = {name: value for name, value in tensors.items() if name.startswith("allocator.")}
+        self._check_memory(memory)
+        allocator = self._tuner.rankallocator
+        kept = self.config.rank_pattern
+        self.config.rank_pattern = None
+        try:
+            super().load(weights)
+        except CheckpointError:
+            self.config.rank_pattern = kept
+            raise
+        device = next(self.model.parameters()).device
+        for kind in _SMOOTHED:
+            prefix = f"allocator.{kind}."
+            found = {n.removeprefix(prefix): v.to(device) for n, v in memory.items() if n.startswith(prefix)}
+            setattr(allocator, kind, found)
+        prefix = "allocator.kept."
+        masks = {n.removeprefix(prefix): v.tolist() for n, v in memory.items() if n.startswith(prefix)}
+        self.config.rank_pattern = masks or None
+
+    def _check_memory(self, memory: Mapping[str, torch.Tensor]) -> None:
+        """Refuse an allocator's memory of other tensors than this adapter's."""
+        own = {name: tuple(p.shape) for name, p in self._tuner.model.named_parameters()}
+        for full, value in memory.items():
+            _, kind, name = full.split(".", 2)
+            expected = own.get(name)
+            if expected is None or tuple(value.shape) != (expected if kind != "kept" else expected[:1]):
+                raise CheckpointError(
+                    f"the saved adapter does not fit: unexpected {full} {tuple(value.shape)}"
+                )
+
+    def _own_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what is trained, without the allocator's memory."""
+        return {
+            name: tuple(tensor.shape)
+            for name, tensor in self.tensors().items()
+            if not name.startswith("allocator.")
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter with the ranks that are kept.
+
+        Args:
+            folder: Where; peft makes it if needed.
+        """
+        kept = self.config.rank_pattern
+        try:
+            with _pruned_modules():
+                super().save(folder)
+        finally:
+            self.config.rank_pattern = kept  # peft renames the pattern's keys on the way
+
+    def load_saved(self, folder: Path) -> None:
+        """Put back what `save` wrote: modules are cut to their ranks.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            CheckpointError: It does not fit.
+        """
+        pattern = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("rank_pattern")
+        tensors = load_file(folder / ADAPTER_FILE)
+        if not pattern:
+            super().load(tensors)
+            return
+        with _pruned_modules():
+            self._tuner.resize_modules_by_rank_pattern(pattern, ADAPTER)
+        super().load(tensors)
+
+
+@contextmanager
+def _pruned_modules() -> Iterator[None]:
+    """Modules that have lost all their ranks are meant, whatever peft and torch make of empty tensors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tensor.s. have invalid shape")
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors is a no-op")
+        yield
+
+
+def _steps_to_train(name: str) -> int:
+    """Law 1's K: P and Q learn from the task only once Lambda, zero at the start, has moved."""
+    return 2 if ".lora_A." in name or ".lora_B." in name else 1

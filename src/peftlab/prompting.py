@@ -1,0 +1,145 @@
+"""Methods that train virtual tokens or prefixes and leave every layer as it is: prompt tuning, P-tuning, prefix tuning.
+
+peft saves what the encoder of the prompt puts out, not the encoder: enough to answer, not to go on training. Checkpoints
+hold the encoder itself, and a bundle has it in a file of its own beside peft's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from peftlab.attachment import ADAPTER, PeftAttachment
+from peftlab.errors import CheckpointError, MethodError
+from peftlab.family import Selection
+
+_PREPARES = "prepare_inputs_for_generation"
+ENCODER_FILE = "prompt_encoder.safetensors"
+"""What peft leaves out of its file: the encoder's own weights."""
+
+
+class PromptAttachment(PeftAttachment):
+    """Virtual tokens or prefixes on a base; satisfies `method.Attachment`.
+
+    Args:
+        model: The base.
+        config: The peft config.
+        seed: Seeds the prompt.
+
+    Raises:
+        MethodError: The base cannot be given virtual tokens or prefixes.
+    """
+
+    def __init__(self, model: nn.Module, config: Any, *, seed: int) -> None:
+        name = str(config.peft_type.value).lower()
+        if not hasattr(model, "get_input_embeddings") or getattr(model, "main_input_name", "") != "input_ids":
+            raise MethodError(
+                f"{name} puts virtual tokens beside a text, and {type(model).__name__} reads none"
+            )
+        try:
+            super().__init__(model, config, Selection(()), steps_to_train=lambda _: 1, seed=seed)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise MethodError(f"{name} does not work on {type(model).__name__}: {error}") from error
+
+    def _check_targets(self) -> None:
+        """Nothing is targeted."""
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """A context in which `model` answers as the base does."""
+        lacking = [m for m in (self.model, self.model.base_model) if not hasattr(m, _PREPARES)]
+        for module in lacking:  # peft 0.21 exchanges what a classifier does not have
+            setattr(module, _PREPARES, None)
+        heads = [m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+        try:
+            with super().disabled():
+                for module in heads:  # peft disables new heads with adapters, not with prompts
+                    module.enable_adapters(False)
+                try:
+                    yield
+                finally:
+                    for module in heads:
+                        module.enable_adapters(True)
+        finally:
+            for module in lacking:
+                vars(module).pop(_PREPARES, None)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The prompt's tensors, and those of a new head, by their names in `model`."""
+        encoder = f"prompt_encoder.{ADAPTER}."
+        saved = f".modules_to_save.{ADAPTER}."
+        return {n: p for n, p in self.model.named_parameters() if n.startswith(encoder) or saved in n}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that is needed to go on, the prompt's encoder among it, on the CPU."""
+        return {
+            name.replace(f".{ADAPTER}.", "."): p.detach().to("cpu", copy=True).contiguous()
+            for name, p in self.parameters().items()
+        }
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put saved tensors back.
+
+        Args:
+            tensors: As `tensors` gave them.
+
+        Raises:
+            CheckpointError: Names or shapes differ from this adapter's.
+        """
+        self._check_fit(tensors)
+        with torch.no_grad():
+            for name, parameter in self.parameters().items():
+                parameter.copy_(tensors[name.replace(f".{ADAPTER}.", ".")])
+
+    def save(self, folder: Path) -> None:
+        """Write what peft writes, and the encoder beside it.
+
+        Args:
+            folder: Where; made if needed.
+        """
+        super().save(folder)
+        save_file(self.tensors(), folder / ENCODER_FILE)
+
+    def load_saved(self, folder: Path) -> None:
+        """Put back what `save` wrote.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            CheckpointError: It does not fit, or holds peft's file alone.
+        """
+        if not (folder / ENCODER_FILE).is_file():
+            raise CheckpointError(
+                f"{folder} has no {ENCODER_FILE}: the prompt's encoder is not in peft's own file"
+            )
+        self.load(load_file(folder / ENCODER_FILE))
+
+    def remove(self) -> nn.Module:
+        """Take the prompt off.
+
+        Returns:
+            The base as it was given.
+        """
+        return self._hand_back(self.model.base_model)
+
+
+def embedding_width(model: nn.Module) -> int:
+    """The width of a base's input embeddings.
+
+    Args:
+        model: The base.
+
+    Returns:
+        Features of one token; 1 where it reads no tokens, which `PromptAttachment` refuses.
+    """
+    embed = getattr(model, "get_input_embeddings", lambda: None)()
+    weight = getattr(embed, "weight", None)
+    return int(weight.shape[1]) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else 1
