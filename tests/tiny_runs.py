@@ -30,7 +30,7 @@ STEPS = 12
 RATE = 1e-2
 SEED = 42
 BOTH_MLP_ATTENTION = "both->mlp->attn"
-ONE_PHASE = (PhaseSettings(),)
+ONE_PHASE = ()
 
 
 def make_rows(head: str, count: int = 21, seed: int = 0) -> list[Row]:

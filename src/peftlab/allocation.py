@@ -142,6 +142,11 @@ class AllocatedAttachment(PeftAttachment):
         self._settings = settings
         super().__init__(model, config, selection, steps_to_train=_steps_to_train, seed=seed, tied=whole.tied)
         self._tuner: Any = self.model.base_model
+        for name, parameter in self._tuner.model.named_parameters():
+            if (
+                ".ranknum." in name
+            ):  # a divisor; peft makes it trainable where it moves it to the base's device or dtype
+                parameter.requires_grad_(False)
         self._tuner.rankallocator = ScoredAllocator(self._tuner.model, config, settings.rank_allocation)
 
     def begin(self, schedule: Schedule) -> None:

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab.devices import DTYPES, choose_device, choose_dtype, peak_memory, report_memory
+from peftlab.devices import choose_device, choose_dtype, peak_memory, report_memory
 from peftlab.errors import DataError
 from peftlab.inspection.attention import AttentionPatterns
+from peftlab.inspection.reading_limits import repeatable
 from peftlab.inspection.shards import Activations
 from peftlab.memory.checkpointing import MemoryOptimization
 from peftlab.memory.placement import find_room
@@ -96,17 +97,21 @@ class MultiModelAnalyzer:
 
         Raises:
             ModelError: There is no such model, or its weights are not whole.
-            ConfigError: The device is not there.
+            ConfigError: The device is not there, or there is no such dtype.
         """
         name = self._known_as(name)
         before = self._asked.get(name, ("auto", "auto"))  # it may have left the cache since
         device, dtype = (
             old if new == "auto" else new for new, old in zip((device, dtype), before, strict=True)
         )
+        place = choose_device(device)
+        kind = choose_dtype(dtype, place)
         adapter = self._adapters.get(name) or self.registry.create_adapter(name)
-        if name in self.cache and _is_elsewhere(adapter.model, device, dtype):
+        moved = device != "auto" and name in self.cache and adapter.model.device.type != place.type
+        changed = dtype != "auto" and name in self.cache and adapter.model.dtype != kind
+        if moved or changed:
             self.unload_model(name)
-        expected = adapter.weights_bytes(choose_dtype(dtype, choose_device(device)))
+        expected = adapter.weights_bytes(kind)
         self.cache.get(name, lambda: adapter.load_model(device=device, dtype=dtype), expected_bytes=expected)
         adapter.hand_over()  # so that it can leave the cache
         self._adapters[name], self._asked[name] = adapter, (device, dtype)
@@ -133,7 +138,7 @@ class MultiModelAnalyzer:
         return self.cache.unload(self._known_as(name))
 
     def extract_activations(
-        self, name: str, texts: Sequence[str], layers: Sequence[int], **options: Any
+        self, name: str, texts: Iterable[str], layers: Iterable[int], **options: Any
     ) -> Activations[Any]:
         """What chosen blocks of a model put out for texts; the model is loaded if it is not.
 
@@ -141,7 +146,7 @@ class MultiModelAnalyzer:
             name: The model.
             texts: What it reads; images for a model that sees.
             layers: Layers, from 0; `layer i` is the output of block i.
-            options: As in the adapter's method: stack, pooling, decoder_texts, max_length ...
+            options: As in the adapter's method: stack, pooling, decoder_texts, max_length, unproven ...
 
         Returns:
             `layer_i` to values (rows, hidden): a row for every token, pads left out.
@@ -149,7 +154,7 @@ class MultiModelAnalyzer:
         return self.load_model(name).extract_activations(texts, layers, **options)
 
     def get_attention_patterns(
-        self, name: str, texts: Sequence[str], layers: Sequence[int] | None = None, **options: Any
+        self, name: str, texts: Iterable[str], layers: Iterable[int] | None = None, **options: Any
     ) -> AttentionPatterns:
         """Who looks at whom in chosen layers of a model; the model is loaded if it is not.
 
@@ -157,7 +162,7 @@ class MultiModelAnalyzer:
             name: The model.
             texts: What it reads; images for a model that sees.
             layers: Layers, from 0; None takes all that have attention.
-            options: As in the adapter's method: stack, heads, kind, decoder_texts ...
+            options: As in the adapter's method: stack, heads, kind, decoder_texts, max_length ...
 
         Returns:
             The patterns; `weights` is `layer_i` to probabilities (batch, heads, query, key).
@@ -220,20 +225,29 @@ class MultiModelAnalyzer:
             "gpu_memory_percent": 100 * gpu / gpu_total if gpu_total else 0.0,
         }
 
-    def optimize_memory(self, name: str, texts: Sequence[str] | None = None) -> MemoryOptimization:
+    def optimize_memory(
+        self, name: str, texts: Iterable[str] | None = None, *, max_length: int | None = None
+    ) -> MemoryOptimization:
         """Switch gradient checkpointing on, and tell what that saves.
 
         Args:
             name: The model; it is loaded if it is not.
             texts: One batch to measure on; None measures nothing and says so.
+            max_length: Cut texts to so many tokens; None refuses those that are too long.
 
         Returns:
             What it saves in inference and in a training step.
         """
-        return self.load_model(name).optimize_memory(texts)
+        return self.load_model(name).optimize_memory(texts, max_length=max_length)
 
     def compare_models(
-        self, names: Sequence[str], texts: Sequence[str], layers: Sequence[int] | None = None
+        self,
+        names: Sequence[str],
+        texts: Iterable[str],
+        layers: Sequence[int] | None = None,
+        *,
+        max_length: int | None = None,
+        unproven: bool = False,
     ) -> ModelComparison:
         """Load models and look at the same texts with each.
 
@@ -241,6 +255,8 @@ class MultiModelAnalyzer:
             names: The models.
             texts: What they read.
             layers: Layers to look at; None takes the first, the middle and the last of each.
+            max_length: Cut texts to so many tokens; None refuses those that are too long for one of the models.
+            unproven: Go on with a model whose blocks are not proved to put out its hidden states.
 
         Returns:
             The table; seconds are of one pass each, the first one after loading.
@@ -250,17 +266,28 @@ class MultiModelAnalyzer:
         """
         if not names:
             raise DataError("no models to compare: give their names")
-        return ModelComparison(tuple(self._row(name, texts, layers) for name in names))
+        texts = repeatable(texts)
+        options = ({"max_length": max_length} if max_length is not None else {}, {"unproven": unproven})
+        return ModelComparison(tuple(self._row(name, texts, layers, *options) for name in names))
 
-    def _row(self, name: str, texts: Sequence[str], layers: Sequence[int] | None) -> dict[str, Any]:
+    def _row(
+        self,
+        name: str,
+        texts: Any,
+        layers: Sequence[int] | None,
+        cut: Mapping[str, Any],
+        allowed: Mapping[str, Any],
+    ) -> dict[str, Any]:
         """One line of a comparison."""
         known = self._known_as(name)
         loaded = known in self.cache
         adapter, load_seconds = _timed(lambda: self.load_model(name))
         config, last = adapter.config, adapter.config.num_layers - 1
         looked_at = sorted({0, last // 2, last}) if layers is None else list(layers)
-        found, activation_seconds = _timed(lambda: adapter.extract_activations(texts, looked_at))
-        _, attention_seconds = _timed(lambda: adapter.get_attention_patterns(texts, looked_at))
+        found, activation_seconds = _timed(
+            lambda: adapter.extract_activations(texts, looked_at, **cut, **allowed)
+        )
+        _, attention_seconds = _timed(lambda: adapter.get_attention_patterns(texts, looked_at, **cut))
         return {
             "name": name,
             "family": config.family.value,
@@ -285,12 +312,6 @@ def _timed(action: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     result = action()
     return result, time.perf_counter() - start
-
-
-def _is_elsewhere(model: Any, device: str, dtype: str) -> bool:
-    """Whether a loaded model is on another device, or in another dtype, than is asked for by name."""
-    moved = device != "auto" and model.device.type != choose_device(device).type
-    return moved or (dtype != "auto" and model.dtype != DTYPES[dtype])
 
 
 def _cell(value: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 """Of the file's form and of the experiments; another version is proved anew."""
 
 
@@ -50,7 +50,8 @@ class StackProof:
         path: The list that holds the blocks, in the twin.
         layout: Axes of the hidden states: "bsh", "sbh" or "bhs".
         outputs: Whether each block's output is the model's own hidden state: "equal", "not run", or what differs.
-        calls: How often each block runs in one pass (ALBERT's one block runs once for every layer).
+        order: Which block makes each layer's output, where blocks run more than once in a pass (ALBERT's one block makes
+            all); empty where every block runs once, in the order of the list.
         final_norm: Path of the norm that runs on the last block's output; None without one.
         kinds: The makes of blocks.
     """
@@ -58,7 +59,7 @@ class StackProof:
     path: str
     layout: str = "bsh"
     outputs: str = "not run"
-    calls: int = 1
+    order: tuple[int, ...] = ()
     final_norm: str | None = None
     kinds: tuple[BlockKind, ...] = ()
 
@@ -113,7 +114,13 @@ class Certificate:
         """
         plain = {key: value for key, value in values.items() if key != "version"}
         stacks = tuple(
-            StackProof(**{**stack, "kinds": tuple(BlockKind(**kind) for kind in stack["kinds"])})
+            StackProof(
+                **{
+                    **stack,
+                    "order": tuple(stack["order"]),
+                    "kinds": tuple(BlockKind(**kind) for kind in stack["kinds"]),
+                }
+            )
             for stack in plain.pop("stacks")
         )
         return cls(stacks=stacks, **plain)

@@ -263,7 +263,7 @@ class RunConfig(Settings):
     def run_name(self) -> str:
         """The run folder's name, made from the final config: `{name}-{fingerprint}`."""
         adapter = self.adapters[0]
-        targets = adapter.settings.get("targets", "")
+        targets = adapter.settings.get("targets") or ""  # some methods have none, some choose them themselves
         targets = targets if isinstance(targets, str) else "+".join(targets)
         parts = [self.task.name.rpartition(".")[2], adapter.method, targets]
         parts.append((self.schedule.strategy or "").replace("->", "-"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from peftlab.certificate import Certificate
-from peftlab.errors import RunError, TargetError
+from peftlab.errors import ModelError, RunError, TargetError
 from peftlab.family import FamilyMap
 from peftlab.inspection.attention_verdict import measure_attention
 from peftlab.mapping.assembly import assemble
@@ -55,6 +55,7 @@ class Coverage:
         head: What the logits are.
         maps: How attention maps are given: "probe" (recomputed beside the fused kernel, equal to the model's own),
             "output_attentions" (by the model itself), or "refused: why".
+        whole: What of the library's default config, in full depth, the twin's certificate leaves unproven.
         note: Why something is missing.
         seconds: What the experiments took.
     """
@@ -71,6 +72,7 @@ class Coverage:
     experts: int = 0
     head: str = "none"
     maps: str = ""
+    whole: str = ""
     note: str = ""
     seconds: float = 0.0
 
@@ -164,12 +166,13 @@ def try_type(model_type: str, model_class: type[nn.Module]) -> Coverage:
     name = model_class.__name__
     try:
         config = default_config(model_type, model_class)
-        twin, certificate = prove_config(model_class, config)
+        twin, certificate, whole = prove_config(model_class, config)
     except Exception as error:  # noqa: BLE001 - a config or class may fail in any way; the table says how
         return Coverage(model_type, name, note=f"{type(error).__name__}: {_said(error)}")
     if twin is None or not certificate.stacks:
         return Coverage(model_type, name, note=certificate.problem or "no list of blocks was found")
-    return _judge(model_type, name, twin, certificate, time.perf_counter() - began)
+    row = _judge(model_type, name, twin, certificate, time.perf_counter() - began)
+    return replace(row, whole=_unproven_of(whole, certificate), seconds=round(time.perf_counter() - began, 3))
 
 
 def _said(error: BaseException) -> str:
@@ -201,6 +204,20 @@ def _judge(model_type: str, name: str, twin: Any, certificate: Certificate, seco
         note="; ".join(dict.fromkeys(wrong)),
         seconds=round(seconds, 3),
     )
+
+
+def _unproven_of(whole: Any, certificate: Certificate) -> str:
+    """What of a whole model its twin's certificate leaves unproven: "" for nothing, else a count with a reason."""
+    try:
+        family = assemble(whole, {"": whole}, {"": certificate})
+        family.select("attention")
+    except (ModelError, TargetError) as error:
+        return f"refused: {_said(error)}"
+    if not family.unproven:
+        return ""
+    path, reason = next(iter(family.unproven.items()))
+    linear = sum(site.linear and site.layer is not None for site in family.sites)
+    return f"{len(family.unproven)} of {linear} linear layers, such as {path}: {reason}"
 
 
 def _maps(twin: Any, family: FamilyMap) -> str:
@@ -272,6 +289,10 @@ def totals(rows: Iterable[Coverage]) -> Iterator[tuple[str, int]]:
     yield "of these, q k v o attributed", sum(row.attributed for row in running if row.interface)
     yield "q k v o attributed in all", sum(row.attributed for row in running)
     yield "target groups resolved and proved", sum(row.targets for row in running)
+    yield (
+        "and in the default config of full depth",
+        sum(row.targets and not row.whole.startswith("refused") for row in running),
+    )
     yield "attention maps by the probe, equal to the model's own", sum(row.maps == "probe" for row in running)
     yield "attention maps at all", sum(row.maps in ("probe", "output_attentions") for row in running)
     yield (

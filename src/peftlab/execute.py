@@ -29,7 +29,7 @@ from peftlab.devices import (
     peak_memory,
     process_rank,
 )
-from peftlab.errors import Interrupted, RunError
+from peftlab.errors import Interrupted, ModelError, RunError
 from peftlab.evaluation import Evaluator
 from peftlab.family import FamilyMap
 from peftlab.files import write_json
@@ -38,7 +38,7 @@ from peftlab.gradients import GradientGroups
 from peftlab.loading import hash_tensors, hash_tokenizer, load_model
 from peftlab.mapping import map_model
 from peftlab.mapping.spot_check import spot_check
-from peftlab.memory.fitting import plan_memory
+from peftlab.memory.fitting import NOT_PREDICTED, plan_memory
 from peftlab.memory.splitting import describe_split, longest_batch, split_step
 from peftlab.method import Attachment
 from peftlab.objective import ModelLoss
@@ -60,17 +60,21 @@ def plan(config: RunConfig, *, memory: int | None = None) -> dict[str, Any]:
         memory: Bytes there are; None looks at the device.
 
     Returns:
-        The pre-flight, as in `preflight.json`, and under "memory" whether the longest batch fits.
+        The pre-flight, as in `preflight.json`, and under "memory" whether the longest batch fits; where that cannot be
+        predicted, the verdict "not predicted" and the reason.
 
     Raises:
-        InputError: Something does not match.
+        InputError: Something does not match, or the batch size is to be chosen by a prediction that cannot be made.
     """
     resolved = resolve(config)
     if config.training.auto_batch_size:
         resolved = _split(resolved, memory=memory, confirm=False)
     longest = longest_batch(resolved.train_rows, resolved.config.training.batch_size)
-    planned = plan_memory(resolved.config, source=resolved.source, shape=longest, memory=memory)
-    return resolved.preflight | {"memory": planned.as_dict()}
+    try:
+        planned = plan_memory(resolved.config, source=resolved.source, shape=longest, memory=memory).as_dict()
+    except ModelError as error:  # such a run can be trained; only nothing can be said of its memory
+        planned = {"verdict": NOT_PREDICTED, "reason": str(error)}
+    return resolved.preflight | {"memory": planned}
 
 
 def execute(
@@ -120,11 +124,11 @@ def execute(
 
 def _split(resolved: Resolved, *, memory: int | None = None, confirm: bool = True) -> Resolved:
     """The run with its steps split into batches that fit."""
+    longest = longest_batch(resolved.train_rows, resolved.config.training.batch_size)
     config, choice = split_step(
-        resolved.config, source=resolved.source, rows=resolved.train_rows, memory=memory, confirm=confirm
+        resolved.config, source=resolved.source, shape=longest, memory=memory, confirm=confirm
     )
-    note = describe_split(choice, config.training.accumulation_steps)
-    notes = [*resolved.preflight["notes"], note]
+    notes = [*resolved.preflight["notes"], describe_split(choice)]
     return replace(resolved, config=config, preflight=resolved.preflight | {"notes": notes})
 
 

@@ -139,12 +139,17 @@ class FamilyMap:
         """The axes of a stack's hidden states: "bsh" (batch, seq, hidden), "sbh" or "bhs"."""
         return self.proofs[stack].layout if stack in self.proofs else "bsh"
 
-    def calls(self, stack: str) -> int:
-        """How often each block of a stack runs in one pass: once, but for shared blocks (ALBERT)."""
-        return self.proofs[stack].calls if stack in self.proofs else 1
+    def order(self, stack: str) -> tuple[int, ...]:
+        """Which block makes each layer's output: 0, 1, 2 ... but where blocks are shared (ALBERT: 0, 0, 0 ...)."""
+        proof = self.proofs.get(stack)
+        return (proof.order if proof else ()) or tuple(range(self.num_blocks(stack)))
 
-    def num_layers(self, stack: str) -> int:
-        """The number of layers of a stack; 0 for "" (outside the stacks)."""
+    def num_outputs(self, stack: str) -> int:
+        """The number of layers as hidden states count them: more than there are blocks where these are shared."""
+        return len(self.order(stack))
+
+    def num_blocks(self, stack: str) -> int:
+        """The number of blocks of a stack, shared ones once; 0 for "" (outside the stacks)."""
         return self.stacks.get(stack, 0)
 
     def column(self, site: Site) -> str | None:

@@ -7,6 +7,7 @@ training saw (law 5). Prompts of similar length are decoded together; the answer
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,13 @@ def generate(
     device = next(model.parameters()).device
     for chosen in _batches(prompts, batch_size, padded=head == "seq2seq" or not _has_virtual_tokens(model)):
         ids, mask = _pad([prompts[i] for i in chosen], tokenizer.pad_token_id, left=head == "causal")
-        with torch.inference_mode(), _only(decoding_config(tokenizer, max_new_tokens), model) as config:
+        with (
+            torch.inference_mode(),
+            warnings.catch_warnings(),
+            _only(decoding_config(tokenizer, max_new_tokens), model) as config,
+        ):
+            # rows behind virtual tokens have no pads, so that positions are those in order, as peft then counts them
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
             output = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),

@@ -5,20 +5,20 @@ Special positions, a decoder, task prefixes, conversations, images, a domain; ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from peftlab.errors import ConfigError, DataError, ModelError
 from peftlab.inspection.attention import AttentionPatterns
-from peftlab.inspection.block_outputs import evaluation_mode
-from peftlab.inspection.norm_statistics import watched_modules
-from peftlab.inspection.shards import ROW, Activations
+from peftlab.inspection.attention_inputs import model_inputs
+from peftlab.inspection.images import blank_images, image_activations, pixel_values
+from peftlab.inspection.reading_limits import as_texts, repeatable
+from peftlab.inspection.shards import Activations
 from peftlab.inspection.words import align_words, special_positions
 from peftlab.model_config import ModelConfig
-from peftlab.model_facts import ModelFamily, main_config, main_stack, reader_of, stack_reading
+from peftlab.model_facts import ModelFamily, main_stack, stack_reading
 from peftlab.universal_adapter import UniversalModelAdapter
 
 __all__ = [
@@ -74,7 +74,7 @@ class BERTModelAdapter(UniversalModelAdapter):
 
     families = (ModelFamily.BERT,)
 
-    def special_positions(self, texts: Sequence[str]) -> list[dict[int, tuple[str, ...]]]:
+    def special_positions(self, texts: Iterable[str]) -> list[dict[int, tuple[str, ...]]]:
         """Where the model reads special tokens: [CLS], [SEP], [MASK] and their like.
 
         Args:
@@ -84,13 +84,13 @@ class BERTModelAdapter(UniversalModelAdapter):
             For each text position to the names of the token there.
         """
         tokenizer = self._reader()
-        return [special_positions(tokenizer, tokenizer(text)["input_ids"]) for text in texts]
+        return [special_positions(tokenizer, tokenizer(text)["input_ids"]) for text in as_texts(texts)]
 
 
 class DomainSpecificAdapter(BERTModelAdapter):
     """CodeBERT, SciBERT, BioBERT: BERT or RoBERTa, pretrained for one field."""
 
-    def vocabulary_fit(self, texts: Sequence[str]) -> dict[str, float]:
+    def vocabulary_fit(self, texts: Iterable[str]) -> dict[str, float]:
         """How well the vocabulary fits texts of a field; compare with a general model's on the same texts.
 
         Args:
@@ -104,7 +104,7 @@ class DomainSpecificAdapter(BERTModelAdapter):
         """
         tokenizer = self._reader()
         lengths: list[int] = []
-        for text in texts:
+        for text in as_texts(texts):
             spans = align_words(tokenizer, text).words.tokens
             lengths += (spans[:, 1] - spans[:, 0]).tolist()
         if not lengths:
@@ -118,25 +118,30 @@ class EncoderDecoderAdapter(UniversalModelAdapter):
 
     families: ClassVar[tuple[ModelFamily, ...]] = (ModelFamily.T5, ModelFamily.BART)
 
-    def write(self, texts: Sequence[str], *, max_new_tokens: int = 20) -> list[str]:
+    def write(
+        self, texts: Iterable[str], *, max_new_tokens: int = 20, max_length: int | None = None
+    ) -> list[str]:
         """What the model writes for texts, greedily.
 
         Args:
             texts: What the encoder reads.
             max_new_tokens: Longest answer in tokens.
+            max_length: Cut texts to so many tokens; None refuses a text that is longer than the model or its tokenizer says.
 
         Returns:
             One answer for each text.
 
         Raises:
             ModelError: The checkpoint has no head to write with.
+            DataError: No texts, or what the model cannot read.
         """
         model, tokenizer = self._loaded(), self._reader()
         if not model.can_generate():
             raise ModelError(
                 f"'{self.config.name}' is a bare {type(model).__name__} and cannot write: give decoder_texts"
             )
-        inputs = tokenizer(list(texts), return_tensors="pt", padding=True).to(model.device)
+        inputs = model_inputs(model, tokenizer, texts, max_length=max_length)
+        del inputs["decoder_input_ids"]  # generation begins by itself
         with torch.inference_mode():
             written = model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, max_length=None
@@ -144,7 +149,7 @@ class EncoderDecoderAdapter(UniversalModelAdapter):
         return list(tokenizer.batch_decode(written, skip_special_tokens=True))
 
     def extract_activations(
-        self, texts: Sequence[str], layers: Sequence[int], *, stack: str | None = None, **options: Any
+        self, texts: Iterable[str], layers: Iterable[int], *, stack: str | None = None, **options: Any
     ) -> Activations[Any]:
         """What chosen blocks of the encoder, or with `stack="decoder"` of the decoder, put out.
 
@@ -157,14 +162,15 @@ class EncoderDecoderAdapter(UniversalModelAdapter):
         Returns:
             `layer_i` to values (rows, hidden).
         """
-        if stack == "decoder":
-            options["decoder_texts"] = options.get("decoder_texts") or self.write(texts)
+        texts = repeatable(texts)
+        if stack == "decoder" and options.get("decoder_texts") is None:
+            options["decoder_texts"] = self.write(texts, max_length=options.get("max_length"))
         return super().extract_activations(texts, layers, stack=stack, **options)
 
     def get_attention_patterns(
         self,
-        texts: Sequence[str] | None,
-        layers: Sequence[int] | None = None,
+        texts: Iterable[str] | None,
+        layers: Iterable[int] | None = None,
         *,
         stack: str | None = None,
         **options: Any,
@@ -180,9 +186,11 @@ class EncoderDecoderAdapter(UniversalModelAdapter):
         Returns:
             The patterns.
         """
+        texts = repeatable(texts)
         decoder = stack == "decoder" or options.get("kind") == "cross"
-        if decoder and texts is not None and not (options.get("decoder_texts") or options.get("inputs")):
-            options["decoder_texts"] = self.write(texts)
+        given = options.get("decoder_texts") is not None or options.get("inputs")
+        if decoder and texts is not None and not given:
+            options["decoder_texts"] = self.write(texts, max_length=options.get("max_length"))
         return super().get_attention_patterns(texts, layers, stack=stack, **options)
 
 
@@ -246,25 +254,12 @@ class VisionModelAdapter(UniversalModelAdapter):
 
         Raises:
             ModelError: The checkpoint has no image processor.
+            DataError: These are no images, or of a size that the model does not see.
         """
-        model = self._loaded()
-        if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.dim() == 4):
-            import transformers
-
-            try:
-                processor = transformers.AutoImageProcessor.from_pretrained(
-                    self.config.location, backend="pil"
-                )
-            except (OSError, ValueError) as error:
-                raise ModelError(
-                    f"'{self.config.name}' has no image processor beside it: give pixel values (batch, channels, height,"
-                    " width)"
-                ) from error
-            images = processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return images.to(model.device, model.dtype)  # type: ignore[no-any-return]
+        return pixel_values(self._loaded(), self.family, images, location=self.config.location)
 
     def extract_activations(
-        self, texts: Any, layers: Sequence[int], *, stack: str | None = None, **options: Any
+        self, texts: Any, layers: Iterable[int], *, stack: str | None = None, **options: Any
     ) -> Activations[Any]:
         """What chosen blocks put out for images, or for texts where the model reads them.
 
@@ -272,42 +267,28 @@ class VisionModelAdapter(UniversalModelAdapter):
             texts: Images or texts.
             layers: Layers of the stack that reads them, from 0.
             stack: A stack of the model, for texts.
-            options: For texts as in the base class; for images `pooling`: "token", a row for each position (a patch, or a
-                token that the model adds), or "mean", one for each image.
+            options: For texts as in the base class; for images `pooling` and `unproven` as in
+                `peftlab.inspection.images.image_activations`.
 
         Returns:
             `layer_i` to values (rows, hidden); `rows_of(image)` tells which.
 
         Raises:
-            ConfigError: There is no such layer or pooling.
-            ModelError: A block puts out something else than one vector for each position.
+            ConfigError: There is no such layer, pooling or option.
+            DataError: These are no images, or of a size that the model does not see.
+            ModelError: A block puts out something else than one vector for each position, or what is not proved to be the
+                model's hidden states.
         """
+        texts, layers = repeatable(texts), list(layers)
         if _are_texts(texts):
             return super().extract_activations(texts, layers, stack=stack, **options)
-        pooling = options.pop("pooling", "token")
-        _, inputs, stack = self._reads(texts, None)
-        assert stack is not None
-        blocks = self.family.blocks(stack)
-        if (
-            not layers
-            or not set(layers) <= set(range(len(blocks)))
-            or pooling not in ("token", "mean")
-            or options
-        ):
+        given = {name: options.pop(name) for name in ("pooling", "unproven") if name in options}
+        if options:
             raise ConfigError(
-                f"layers {list(layers)}, pooling '{pooling}', options {sorted(options)}: of images this model has"
-                f" layers 0 to {len(blocks) - 1}; pooling is token or mean; there are no other options"
+                f"options {', '.join(sorted(options))}: of images there are pooling and unproven"
             )
-        paths = {f"layer_{layer}": blocks[layer].path for layer in sorted(set(layers))}
-        reader = reader_of(self.model, self.family, stack, "pixel_values")
-        calls: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        with (
-            torch.inference_mode(),
-            evaluation_mode(self.model),
-            watched_modules(self.model, paths.values(), calls),
-        ):
-            self.model.get_submodule(reader or "")(pixel_values=inputs["pixel_values"])
-        return _image_rows({name: calls[path][1].cpu() for name, path in paths.items()}, stack, pooling)
+        _, inputs, _ = self._reads(texts, stack)
+        return image_activations(self.model, self.family, inputs["pixel_values"], layers, **given)
 
     def _reads(self, texts: Any, stack: str | None) -> tuple[Any, dict[str, Any], str | None]:
         """Texts or None; pixels, which are blank beside texts; and the tower that reads them.
@@ -315,17 +296,23 @@ class VisionModelAdapter(UniversalModelAdapter):
         Of two towers side by side (CLIP) the one that is not looked at must read something; no part of the other sees it.
         """
         model = self._loaded()
-        beside = hasattr(model, "get_text_features")
+        if texts is None:
+            return None, {}, stack
         if _are_texts(texts):
-            size = main_config(model.config).image_size
-            blank = (
-                {"pixel_values": torch.zeros(len(texts), 3, size, size, dtype=model.dtype)} if beside else {}
+            return (
+                texts,
+                blank_images(model, len(texts)),
+                stack or stack_reading(model, self.family, "input_ids"),
             )
-            return texts, blank, stack or stack_reading(model, self.family, "input_ids")
+        sees = main_stack(model, self.family)
+        if stack not in (None, sees):
+            raise ConfigError(
+                f"stack '{stack}' sees no images: of images give stack='{sees}', or leave it out"
+            )
         inputs = {"pixel_values": self.pixels(texts)}
-        if beside:
+        if hasattr(model, "get_text_features"):
             inputs["input_ids"] = torch.ones(len(inputs["pixel_values"]), 2, dtype=torch.long)
-        return None, inputs, main_stack(model, self.family)
+        return None, inputs, sees
 
 
 def adapter_class(config: ModelConfig) -> type[UniversalModelAdapter]:
@@ -355,21 +342,3 @@ def _are_texts(given: Any) -> bool:
     return isinstance(given, str) or (
         isinstance(given, Sequence) and all(isinstance(item, str) for item in given)
     )
-
-
-def _image_rows(values: dict[str, torch.Tensor], stack: str, pooling: str) -> Activations[torch.Tensor]:
-    """Layers (batch, positions, hidden) as rows."""
-    shapes = {tuple(tensor.shape[:2]) for tensor in values.values()}
-    if len(shapes) > 1 or any(tensor.dim() != 3 for tensor in values.values()):
-        raise ModelError(
-            "the blocks asked for put out different numbers of positions, or not one vector for each: ask for one layer"
-        )
-    ((batch, positions),) = shapes
-    if pooling == "mean":
-        values, positions = {name: tensor.mean(dim=1, keepdim=True) for name, tensor in values.items()}, 1
-    rows = np.zeros(batch * positions, ROW)
-    rows["text"] = np.repeat(np.arange(batch), positions)
-    rows["token_start"] = np.tile(np.arange(positions), batch)
-    rows["token_end"] = rows["token_start"] + 1
-    rows["word"] = -1
-    return Activations({name: t.flatten(0, 1) for name, t in values.items()}, rows, batch, stack, pooling)

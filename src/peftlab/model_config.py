@@ -281,10 +281,9 @@ def _sizes(config: Any, facts: ModelFacts, family: FamilyMap, main: str) -> dict
     """The sizes of a model: from its structure where that shows them, else from its config."""
     own, text = main_config(config), config.get_text_config()
     down = [s for s in family.sites if s.role == "mlp.down" and s.stack == main]
-    shared = family.calls(main) > 1  # one block for every layer: its count is in the config alone
     return {
-        "num_layers": _number(own, "num_hidden_layers") if shared else family.num_layers(main),
-        "num_decoder_layers": family.num_layers("decoder") or None,
+        "num_layers": family.num_outputs(main),
+        "num_decoder_layers": family.num_outputs("decoder") or None,
         "hidden_size": _number(own, "hidden_size"),
         "num_attention_heads": _number(own, "num_attention_heads"),
         "max_position_embeddings": _number(text, "max_position_embeddings"),

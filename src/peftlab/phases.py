@@ -27,7 +27,7 @@ class PhaseSwitch:
     def __init__(self, schedule: Schedule, family: FamilyMap, parameters: Mapping[str, nn.Parameter]) -> None:
         self.schedule, self._parameters = schedule, parameters
         self._sites = {name: family.locate(name) for name in parameters}
-        self._num_layers = {name: family.num_layers(site.stack) for name, site in self._sites.items()}
+        self._num_layers = {name: family.num_blocks(site.stack) for name, site in self._sites.items()}
         self.index: int | None = None
         for phase in schedule.phases:
             self._check(phase, family)

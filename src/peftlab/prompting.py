@@ -54,9 +54,17 @@ class PromptAttachment(PeftAttachment):
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """A context in which `model` answers as the base does."""
-        lacking = [m for m in (self.model, self.model.base_model) if not hasattr(m, _PREPARES)]
-        for module in lacking:  # peft 0.21 exchanges what a classifier does not have
+        base = self.model.base_model
+        vars(base).pop(
+            _PREPARES, None
+        )  # peft 0.21 leaves its own there after generating with an encoder-decoder
+        lacking = [m for m in (self.model, base) if not hasattr(m, _PREPARES)]
+        for module in lacking:  # peft exchanges what a classifier does not have
             setattr(module, _PREPARES, None)
+        if hasattr(
+            base, "generate"
+        ):  # peft would put virtual tokens in front of an encoder's text all the same
+            self.model.generate = base.generate
         heads = [m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
         try:
             with super().disabled():
@@ -68,6 +76,7 @@ class PromptAttachment(PeftAttachment):
                     for module in heads:
                         module.enable_adapters(True)
         finally:
+            vars(self.model).pop("generate", None)
             for module in lacking:
                 vars(module).pop(_PREPARES, None)
 
@@ -128,6 +137,7 @@ class PromptAttachment(PeftAttachment):
         Returns:
             The base as it was given.
         """
+        vars(self.model.base_model).pop(_PREPARES, None)
         return self._hand_back(self.model.base_model)
 
 

@@ -145,15 +145,18 @@ def _check_positions(config: RunConfig, source: ModelSource, longest: int) -> No
     positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return
-    if longest > positions:
+    adapter = config.adapters[0]
+    virtual = getattr(METHODS.load(adapter.method).Settings(**adapter.settings), "num_virtual_tokens", 0)
+    if longest + virtual > positions:
+        before = f" behind {virtual} virtual ones" if virtual else ""
         raise ConfigError(
-            f"rows have up to {longest} tokens but '{source.name}' has {positions} positions; set task.max_length"
-            f" (--max_length) to {positions} or less"
+            f"rows have up to {longest} tokens{before} but '{source.name}' has {positions} positions; set task.max_length"
+            f" (--max_length) to {positions - virtual} or less"
         )
     if (
         config.evaluation.enabled
         and source.head == "causal"
-        and config.evaluation.max_new_tokens >= positions
+        and config.evaluation.max_new_tokens + virtual >= positions
     ):
         raise ConfigError(
             f"evaluation.max_new_tokens {config.evaluation.max_new_tokens} leaves no room for a prompt in the"

@@ -6,7 +6,7 @@ The adapter does everything through the model's map and knows no architecture.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from peftlab.inspection.attention import AttentionPatterns, get_attention_patter
 from peftlab.inspection.attention_inputs import model_inputs, side_of
 from peftlab.inspection.block_outputs import choose_stack, evaluation_mode
 from peftlab.inspection.norm_statistics import NormStatistics, norm_statistics
+from peftlab.inspection.reading_limits import as_texts, repeatable
 from peftlab.inspection.shards import Activations
 from peftlab.inspection.words import AlignmentReport, measure_alignment
 from peftlab.loading import read_config, read_tokenizer, read_weights, switch_checkpointing
@@ -145,7 +146,7 @@ class UniversalModelAdapter:
         )
 
     def extract_activations(
-        self, texts: Sequence[str], layers: Sequence[int], *, stack: str | None = None, **options: Any
+        self, texts: Iterable[str], layers: Iterable[int], *, stack: str | None = None, **options: Any
     ) -> Activations[Any]:
         """What chosen blocks put out for texts.
 
@@ -154,11 +155,12 @@ class UniversalModelAdapter:
             layers: Layers, from 0; `layer i` is the output of block i.
             stack: A stack of the model; None takes the one that reads the texts.
             options: As in `peftlab.inspection.activations.extract_activations`: pooling, decoder_texts, max_length,
-                batch_tokens, dtype, output.
+                batch_tokens, dtype, output, unproven.
 
         Returns:
             `layer_i` to values (rows, hidden): a row for every token, pads left out; `rows_of(text)` tells which.
         """
+        texts = repeatable(texts)
         _, _, stack = self._reads(texts, stack)
         return extract_activations(
             self._loaded(), self._reader(), texts, layers, family=self.family, stack=stack, **options
@@ -166,8 +168,8 @@ class UniversalModelAdapter:
 
     def get_attention_patterns(
         self,
-        texts: Sequence[str] | None,
-        layers: Sequence[int] | None = None,
+        texts: Iterable[str] | None,
+        layers: Iterable[int] | None = None,
         *,
         stack: str | None = None,
         **options: Any,
@@ -178,18 +180,19 @@ class UniversalModelAdapter:
             texts: What the model reads; None where `inputs` are among the options.
             layers: Layers, from 0; None takes all that have attention.
             stack: A stack of the model; None takes the one that reads the texts.
-            options: As in `peftlab.inspection.attention.get_attention_patterns`: heads, kind, decoder_texts, inputs.
+            options: As in `peftlab.inspection.attention.get_attention_patterns`: heads, kind, decoder_texts, inputs,
+                max_length.
 
         Returns:
             The patterns; `weights` is `layer_i` to probabilities (batch, heads, query, key).
         """
-        texts, beside, stack = self._reads(texts, stack)
+        read, beside, stack = self._reads(repeatable(texts), stack)
         beside |= options.pop("inputs", None) or {}
-        tokenizer = self.tokenizer if texts is None else self._reader()
+        tokenizer = self.tokenizer if read is None else self._reader()
         return get_attention_patterns(
             self._loaded(),
             tokenizer,
-            texts,
+            read,
             layers,
             family=self.family,
             stack=stack,
@@ -199,11 +202,12 @@ class UniversalModelAdapter:
 
     def norm_statistics(
         self,
-        texts: Sequence[str],
-        layers: Sequence[int] | None = None,
+        texts: Iterable[str],
+        layers: Iterable[int] | None = None,
         *,
         stack: str | None = None,
-        decoder_texts: Sequence[str] | None = None,
+        decoder_texts: Iterable[str] | None = None,
+        max_length: int | None = None,
     ) -> list[NormStatistics]:
         """What the norms do to the hidden states of texts: RMSNorm against LayerNorm.
 
@@ -212,16 +216,23 @@ class UniversalModelAdapter:
             layers: Layers, from 0; None takes all.
             stack: A stack of the model; None takes the one that reads the texts.
             decoder_texts: What the decoder has written, for a decoder's norms.
+            max_length: Cut texts to so many tokens; None refuses a text that is longer than the model or its tokenizer says.
 
         Returns:
             One entry for each norm, in the model's order.
         """
-        read, beside, stack = self._reads(texts, stack)
+        read, beside, stack = self._reads(repeatable(texts), stack)
         model, stack = self._loaded(), choose_stack(self.family, stack)
         decoder = side_of(model, self.family, stack) == "decoder_"
         tokenizer = self.tokenizer if read is None else self._reader()
         inputs = model_inputs(
-            model, tokenizer, read, decoder_texts=decoder_texts, inputs=beside, needs_decoder=decoder
+            model,
+            tokenizer,
+            read,
+            decoder_texts=decoder_texts,
+            inputs=beside,
+            needs_decoder=decoder,
+            max_length=max_length,
         )
         side = "decoder_" if decoder else ""
         mask = (
@@ -233,33 +244,42 @@ class UniversalModelAdapter:
                 self.family,
                 inputs,
                 stack=stack,
-                layers=layers,
+                layers=None if layers is None else list(layers),
                 real=None if mask is None else mask.bool(),
             )
 
-    def optimize_memory(self, texts: Sequence[str] | None = None) -> MemoryOptimization:
+    def optimize_memory(
+        self, texts: Iterable[str] | None = None, *, max_length: int | None = None
+    ) -> MemoryOptimization:
         """Switch gradient checkpointing on, and tell what it saves of this model.
 
         It saves nothing in inference, and of a training step what is measured here on texts, one batch of them.
 
         Args:
             texts: Texts (images for a model that sees) to measure on; None measures nothing and says so.
+            max_length: Cut texts to so many tokens; None refuses a text that is longer than the model or its tokenizer says.
 
         Returns:
             What it saves.
 
         Raises:
             ModelError: The model has no checkpointing, or its device does not tell its memory.
+            DataError: No texts, or what the model cannot read.
         """
         model = self._loaded()
         if texts is None:
             switch_checkpointing(model, True)
             return MemoryOptimization(gradient_checkpointing=True)
+        texts = repeatable(texts)
         read, beside, _ = self._reads(texts, None)
         tokenizer = self.tokenizer if read is None else self._reader()
         target = read if self.config.facts.is_encoder_decoder else None  # any text will do to measure
-        inputs = model_inputs(model, tokenizer, read, inputs=beside, decoder_texts=target)
-        return measure_checkpointing(model, self.family, inputs, words=f"{len(texts)} given texts")
+        inputs = model_inputs(
+            model, tokenizer, read, inputs=beside, decoder_texts=target, max_length=max_length
+        )
+        num = next(len(value) for value in inputs.values() if isinstance(value, torch.Tensor))
+        words = f"{num} given {'images' if read is None else 'texts'}"
+        return measure_checkpointing(model, self.family, inputs, words=words)
 
     def unload(self) -> None:
         """Let go of the model."""
@@ -312,10 +332,10 @@ class UniversalModelAdapter:
         return self.tokenizer
 
     def _reads(
-        self, texts: Sequence[str] | None, stack: str | None
+        self, texts: Any, stack: str | None
     ) -> tuple[Sequence[str] | None, dict[str, Any], str | None]:
         """Texts, what is given to the model beside them, and the stack that reads them; None for the usual one."""
-        return texts, {}, stack
+        return None if texts is None else as_texts(texts), {}, stack
 
 
 def _no_model() -> None:

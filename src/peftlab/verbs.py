@@ -129,8 +129,12 @@ def _plan(args: argparse.Namespace) -> int:
     config = _config(args)
     if _names_a_model_alone(args):
         from peftlab.memory.fitting import plan_memory
+        from peftlab.memory.splitting import describe_split, split_step
         from peftlab.memory.text import render_memory
 
+        if config.training.auto_batch_size:
+            config, choice = split_step(config, memory=memory, confirm=False)
+            print(f"{describe_split(choice)}\n")
         print(render_memory(plan_memory(config, memory=memory).as_dict()))
         return 0
     from peftlab.execute import plan

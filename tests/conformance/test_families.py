@@ -84,7 +84,7 @@ NAMES = {
 def test_no_experiment_contradicts_a_telling_name(model_type):
     """Names are not looked at, so they are a witness: where one tells, the role is this, or nothing is claimed."""
     types = text_types() | vision_types()
-    twin, certificate = prove_config(types[model_type], default_config(model_type, types[model_type]))
+    twin, certificate, _ = prove_config(types[model_type], default_config(model_type, types[model_type]))
     assert twin is not None, certificate.problem
     roles = [r for stack in certificate.stacks for kind in stack.kinds for r in kind.roles.items()]
     for path, role in roles:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 import whole_runs
 from peftlab import execute
+from peftlab.cli import main
 from peftlab.config import RunConfig, build_config, read_yaml
 from peftlab.errors import ConfigError, ModelError
-from peftlab.memory import fitting, splitting
+from peftlab.memory import fitting, prediction, splitting
 from peftlab.memory.budget import Budget
 from peftlab.run import RunFolder
 
@@ -48,7 +50,7 @@ def test_steps_are_split_so_that_they_fit(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(fitting, "find_budget", lambda device, memory=None: Budget(room, "as given", 0.05))
     done, parted = run(make_config(tmp_path, auto_batch_size=True))
     ran = build_config(read_yaml(done.path / "config.yaml")).training
-    assert (ran.batch_size, ran.accumulation_steps) == (4, 2)
+    assert (ran.batch_size, ran.accumulation_steps, ran.auto_batch_size) == (4, 2, False)
     (note,) = [note for note in done.preflight["notes"] if note.startswith("auto_batch_size")]
     assert note.startswith("auto_batch_size: 4 rows x 2 forward passes a step; predicted peak")
     assert ", measured " in note
@@ -57,6 +59,38 @@ def test_steps_are_split_so_that_they_fit(tmp_path: Path, monkeypatch: pytest.Mo
     again = execute.plan(make_config(tmp_path, auto_batch_size=True))
     assert again["memory"]["prediction"]["shape"]["rows"] == 4
     assert any("4 rows x 2" in note and "measured" not in note for note in again["notes"])
+    larger = Budget(100 * room, "a larger machine", 0.05)
+    monkeypatch.setattr(fitting, "find_budget", lambda device, memory=None: larger)
+    given_back = execute.plan(build_config(read_yaml(done.path / "config.yaml")))
+    assert given_back["memory"]["prediction"]["shape"]["rows"] == 4
+    assert not any(note.startswith("auto_batch_size") for note in given_back["notes"])
+
+
+def test_a_model_whose_memory_cannot_be_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cannot(attachment: Any, config: RunConfig, shape: Any, **given: Any) -> Any:
+        raise DynamicOutputShapeException(torch.ops.aten.nonzero.default)
+
+    monkeypatch.setattr(prediction, "rehearse", cannot)
+    config = make_config(tmp_path)
+    reason = "(llama) cannot be predicted: what it computes depends on data (DynamicOutputShapeException: aten.nonzero"
+    planned = execute.plan(config)
+    assert planned["steps"]["rows_per_step"] == 8
+    assert planned["memory"].keys() == {"verdict", "reason"}
+    assert planned["memory"]["verdict"] == "not predicted"
+    assert reason in planned["memory"]["reason"]
+    saved = config.save(tmp_path / "asked.yaml")
+    assert main(["plan", str(saved)]) == 0
+    said = capsys.readouterr().out
+    assert "4 steps, " in said
+    assert "\nmemory of a training step not predicted: the memory of " in said
+    assert reason in said
+    assert main(["plan", str(saved), "--auto_batch_size"]) == 2
+    assert reason in (refused := capsys.readouterr().err)
+    assert "--auto_batch_size" in refused
+    with pytest.raises(ModelError, match=r"finds no batch size: the memory of .* cannot be predicted"):
+        run(make_config(tmp_path, auto_batch_size=True))
 
 
 def test_what_cannot_be_split_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, max_position_embeddings=512,
         decoder_start_token_id=2, forced_eos_token_id=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     ),
+    "deberta": lambda: T.DebertaV2Config(
+        vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
+        max_position_embeddings=512, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=32,
+        norm_rel_ebd="layer_norm", share_att_key=True, position_biased_input=False, num_labels=3,
+    ),
     "mixtral": lambda: T.MixtralConfig(
         vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=96, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=512,
@@ -72,6 +77,12 @@ class Whole:
 
     def steps_to_train(self, name: str) -> int:
         return 1
+
+    def begin(self, schedule: Any) -> None:
+        pass
+
+    def after_step(self, step: int) -> None:
+        pass
 
 
 def make_config(folder: Path, name: str, **sections: dict[str, Any]) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,8 @@ def test_dtypes() -> None:
         (TEXTS, [0], {"decoder_texts": TEXTS}, ConfigError, "decoder_texts are given but the layers"),
         ([], [0], {}, DataError, "at least one text"),
         ("the cat", [0], {}, DataError, "expected a list"),
+        (None, [0], {}, DataError, "texts 'None': expected a list"),
+        (["a", None], [0], {}, DataError, r"texts\[1\] is 'None' of type NoneType: expected a text"),
         (["the cat", "the " * 64], [0], {}, DataError, "text 1 has 65 tokens, the model reads 64.*max_length=64"),
     ],
 )  # fmt: skip
@@ -303,6 +306,21 @@ def test_more_bad_input(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="text 1 has no tokens"):
         extract_activations(model, tokenizer, ["a", ""], [0], output=tmp_path / "a")
     assert not (tmp_path / "a").exists()  # found before anything ran
+    for given, message in (
+        ([], "0 decoder_texts for 10 texts"),
+        ([3] * 10, r"decoder_texts\[0\] is '3' of type int: expected a text, or a list of token ids"),
+        ([[3, 64]] * 10, "decoder text 0 has the token id 64, the model knows 0 to 63"),
+        ([[2**40]] * 10, "decoder text 0 has the token id"),
+    ):
+        with pytest.raises(DataError, match=message):
+            extract_activations(model, tokenizer, TEXTS, [0], stack="decoder", decoder_texts=given)
+    other = tiny_models.tokenizer(byte_level=True, opens=False)
+    for output in (None, tmp_path / "b"):
+        with pytest.raises(
+            DataError, match=r"text 0 has the token id \d+, the model knows 0 to 63: give the tok"
+        ):
+            extract_activations(model, other, TEXTS, [0], output=output)
+    assert not (tmp_path / "b").exists()
     with pytest.raises(ModelError, match="has no weights"):
         extract_activations(tiny_models.build("gpt2").to("meta"), tokenizer, TEXTS, [0])
 
@@ -327,10 +345,43 @@ def test_of_two_towers_the_one_that_reads_can_be_looked_at() -> None:
 def test_texts_are_cut_where_asked_and_positions_are_counted_as_the_model_does() -> None:
     config = T.RobertaConfig(
         vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
-        max_position_embeddings=12, pad_token_id=1,
+        max_position_embeddings=22, pad_token_id=1,
     )  # fmt: skip
     model, tokenizer = T.RobertaModel(config).eval(), tokenizer_for("bert")
-    with pytest.raises(DataError, match="the model reads 10"):  # two positions lie before the first token's
-        extract_activations(model, tokenizer, ["the " * 12], [0])
-    found = extract_activations(model, tokenizer, ["the " * 12, "a cat"], [0], max_length=10)
-    assert [len(found.rows[found.rows_of(i)]) for i in (0, 1)] == [10, 3]
+    with pytest.raises(DataError, match="the model reads 20"):  # two positions lie before the first token's
+        extract_activations(model, tokenizer, ["the " * 22], [0])
+    found = extract_activations(model, tokenizer, ["the " * 22, "a cat"], [0], max_length=20)
+    assert [len(found.rows[found.rows_of(i)]) for i in (0, 1)] == [20, 3]
+
+
+def test_virtual_tokens_take_positions() -> None:
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = peft.get_peft_model(tiny_models.build("gpt2"), config).eval()
+    with pytest.raises(DataError, match="text 0 has 61 tokens, the model reads 60"):
+        extract_activations(model, tokenizer_for("gpt2"), ["the " * 60], [0])
+    assert len(extract_activations(model, tokenizer_for("gpt2"), ["the " * 59], [0]).rows) == 60
+
+
+def test_texts_may_come_one_after_another() -> None:
+    model, tokenizer = tiny_models.build("bart"), tokenizer_for("bart")
+    settings: dict[str, Any] = {"layers": [1], "stack": "decoder"}
+    expected = extract_activations(model, tokenizer, TEXTS, decoder_texts=TARGETS, **settings)
+    found = extract_activations(model, tokenizer, iter(TEXTS), decoder_texts=iter(TARGETS), **settings)
+    assert torch.equal(found["layer_1"], expected["layer_1"])
+
+
+def test_what_is_not_proved_is_given_only_by_name() -> None:
+    model, tokenizer = tiny_models.build("llama"), tokenizer_for("llama")
+    family = map_model(model)
+    for proofs, why in (
+        ({"layers": replace(family.proofs["layers"], outputs="output of layer 1 is another tensor")}, "layer 1"),
+        ({}, "no certificate"),
+    ):  # fmt: skip
+        doubtful = replace(family, proofs=proofs)
+        with pytest.raises(ModelError, match=rf"not proved to be its hidden states: .*{why}.*unproven=True"):
+            extract_activations(model, tokenizer, TEXTS, [0], family=doubtful)
+        found = extract_activations(model, tokenizer, TEXTS, [0], family=doubtful, unproven=True)
+        assert why in found.proof
+    for proof in ("equal", "equal, without the embeddings before them"):
+        sure = replace(family, proofs={"layers": replace(family.proofs["layers"], outputs=proof)})
+        assert extract_activations(model, tokenizer, TEXTS, [0], family=sure).proof == proof

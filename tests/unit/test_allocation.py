@@ -142,6 +142,16 @@ def test_saved_with_the_ranks_that_are_kept(tmp_path: Path):
     assert same(done.tensors, done.attachment.tensors()), "saving changes nothing"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_divisor_of_the_ranks_does_not_train(dtype):
+    base = tiny_models.build("llama").to(dtype)
+    leaf = METHODS.load("adalora")
+    attached = leaf.attach(base, map_model(base), leaf.Settings(**SETTINGS), head="causal", seed=5)
+    trained = {name for name, p in attached.model.named_parameters() if p.requires_grad}
+    assert trained == set(attached.parameters())
+    assert not any("ranknum" in name for name in trained)
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ScheduleError, match="3 phases leave some of them without gradients"):
         prepare(tmp_path, **ADALORA | {"phases": "both->mlp->attn"})

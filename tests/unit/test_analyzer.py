@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,44 @@ def test_another_dtype_loads_anew(folders: dict[str, str]) -> None:
     assert adapter.model.dtype == torch.bfloat16
     assert analyzer.load_model(folders["gpt2"]).model.dtype == torch.bfloat16
     assert len(analyzer.cache) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"device": "tpu"}])
+def test_what_is_not_there_is_refused_also_of_a_loaded_model(
+    folders: dict[str, str], wrong: dict[str, str]
+) -> None:
+    analyzer = MultiModelAnalyzer()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=next(iter(wrong.values()))):
+            analyzer.load_model(folders["gpt2"], **wrong)
+        analyzer.load_model(folders["gpt2"], device="cpu")
+    assert len(analyzer.cache) == 1
+
+
+def test_long_texts_are_refused_or_cut_everywhere(folders: dict[str, str]) -> None:
+    analyzer, texts = MultiModelAnalyzer(), ["the " * 64]
+    name = folders["gpt2"]
+    for look in (
+        lambda **cut: analyzer.extract_activations(name, iter(texts), [0], **cut),
+        lambda **cut: analyzer.get_attention_patterns(name, iter(texts), [0], **cut),
+        lambda **cut: analyzer.optimize_memory(name, iter(texts), **cut),
+        lambda **cut: analyzer.compare_models([name, name], iter(texts), **cut),
+        lambda **cut: analyzer.load_model(name).norm_statistics(iter(texts), **cut),
+    ):
+        with pytest.raises(DataError, match=r"text 0 has 65 tokens, the model reads 64: give max_length=64"):
+            look()
+        assert look(max_length=64)
+    with pytest.raises(DataError, match=r"texts\[0\] is 'None'"):
+        analyzer.optimize_memory(name, [None])
+
+
+def test_a_comparison_goes_on_with_what_is_not_proved_only_by_name(folders: dict[str, str]) -> None:
+    analyzer = MultiModelAnalyzer()
+    adapter = analyzer.load_model(folders["gpt2"])
+    adapter._family = replace(adapter.family, proofs={})
+    with pytest.raises(ModelError, match="not proved to be its hidden states: no certificate"):
+        analyzer.compare_models([folders["gpt2"]], TEXTS)
+    assert analyzer.compare_models([folders["gpt2"]], TEXTS, unproven=True).rows
 
 
 def test_a_model_comes_back_as_it_was_asked_for(folders: dict[str, str]) -> None:

@@ -11,9 +11,10 @@ import transformers as T
 from attention_models import CAUSAL, padded_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peftlab.errors import DataError
+from peftlab.errors import ConfigError, DataError
 from peftlab.inspection.attention import AttentionPatterns, get_attention_patterns
 from peftlab.inspection.attention_statistics import HeadStatistics, get_attention_statistics
+from peftlab.inspection.reading_limits import ReadingLimits
 from tiny_models import build, tokenizer
 
 FIELDS = ("entropy", "sink_mass", "distance", "same_token_mass", "previous_token_mass")
@@ -208,3 +209,55 @@ def test_no_tensor_grows_with_the_square_of_the_length() -> None:
     with _Largest() as largest:
         get_attention_patterns(model, None, None, [0], heads=[0], inputs={"input_ids": ids})
     assert largest.numbers >= length * length
+
+
+def test_texts_are_checked_before_any_runs_and_named_by_their_numbers() -> None:
+    model, words = build("gpt2"), tokenizer()
+    ran: list[int] = []
+    model.transformer.h[0].register_forward_pre_hook(lambda *_: ran.append(1))
+    texts = ["the " * 64, "cat", "a dog"]
+    with pytest.raises(DataError, match=r"text 0 has 65 tokens, the model reads 64: give max_length=64"):
+        get_attention_statistics(model, words, texts, batch_size=1)
+    assert not ran
+    cut = get_attention_statistics(model, words, iter(texts), iter([0]), batch_size=1, max_length=64)
+    assert len(ran) == 3
+    alone = get_attention_statistics(model, words, [texts[1]], [0]).layers["layer_0"]
+    torch.testing.assert_close(cut.layers["layer_0"].entropy[1:2], alone.entropy)
+    for given, message in (
+        ({"texts": [*texts[1:], None]}, r"texts\[2\] is 'None' of type NoneType: expected a text"),
+        ({"texts": ["a", ""], "tokenizer": tokenizer(opens=False)}, "text 1 has no tokens"),
+        ({"texts": ["cat"], "words": []}, "words for 0 texts, but there are 1 texts"),
+        ({"texts": ["cat"], "decoder_texts": ["a", "b"]}, "decoder_texts for 2 texts, but there are 1"),
+    ):
+        with pytest.raises(DataError, match=message):
+            get_attention_statistics(model, **{"tokenizer": words} | given)
+    with pytest.raises(ConfigError, match="batch_size 0"):
+        get_attention_statistics(model, words, ["cat"], batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "positions"),
+    [
+        ("Mpt", {"max_seq_len": 20}, (20, 20)),
+        ("Roberta", {"max_position_embeddings": 20, "pad_token_id": 1}, (18, 18)),
+        ("MarkupLM", {"max_position_embeddings": 20, "pad_token_id": 0}, (19, 19)),  # counts likewise, from 1
+        ("LED", {"max_encoder_position_embeddings": 20, "max_decoder_position_embeddings": 12}, (20, 12)),
+        ("Bloom", {}, (None, None)),
+        ("T5", {}, (None, None)),
+    ],
+)
+def test_how_much_a_model_reads_is_found_in_its_config_and_its_tables(
+    name: str, settings: dict[str, Any], positions: tuple[int | None, int | None]
+) -> None:
+    with torch.device("meta"):
+        model = getattr(T, f"{name}Model")(getattr(T, f"{name}Config")(vocab_size=64, **settings))
+    limits = ReadingLimits(model)
+    assert limits.positions == positions
+    assert limits.vocabulary == (64, 64)
+    words = tokenizer()
+    words.model_max_length = 15
+    assert ReadingLimits(model, words).positions == tuple(min(most or 15, 15) for most in positions)
+    if positions[0] is not None:
+        assert (
+            ReadingLimits(model, words, 17).positions == positions
+        )  # cut, so the tokenizer's own does not count

@@ -200,7 +200,7 @@ def test_schema_knows_every_key_with_its_text() -> None:
         if "$ref" in part:
             part = schema["$defs"][part["$ref"].rpartition("/")[2]]
         if section == "method":
-            part = part["anyOf"][0]
+            part = next(method for method in part["anyOf"] if name in method["properties"])
         if section == "probes":
             probe, _, name = name.partition(".")
             part = part["properties"][probe]["anyOf"][0]

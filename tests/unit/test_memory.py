@@ -13,6 +13,7 @@ import torch
 import transformers as T
 from memory_cases import ALLOWED, CONFIGS, Whole, make_config, measure, measure_run
 
+from peftlab.catalog import METHODS
 from peftlab.errors import ConfigError, ModelError
 from peftlab.memory.fitting import plan_memory
 from peftlab.memory.kernels import scratch_bytes
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.usefixtures("quick_collection")
         ("gpt2", False, "auto", True, 2, 256),
         ("gpt2", True, "bfloat16", False, 2, 96),
         ("bert", False, "bfloat16", True, 3, 128),
+        ("deberta", False, "auto", False, 3, 100),
+        ("deberta", True, "auto", True, 1, 64),
         ("t5", False, "auto", False, 2, 128),
         ("t5", True, "bfloat16", True, 2, 64),
         ("bart", False, "auto", False, 3, 100),
@@ -47,6 +50,14 @@ def test_prediction_equals_the_profiler(
     assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=ALLOWED)
     assert predicted.parts["weights"] == measured.weights_bytes
     assert sum(predicted.parts.values()) == predicted.peak_bytes
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_every_method_is_predicted(method: str, tmp_path: Path) -> None:
+    config = make_config(tmp_path, "llama", model={"dtype": "bfloat16"}, method={"name": method})
+    shape = BatchShape(4, 64, 64)
+    predicted = predict_memory(config, shape=shape)
+    assert predicted.peak_bytes == pytest.approx(measure(config, shape).peak_bytes, rel=ALLOWED)
 
 
 @pytest.mark.parametrize(

@@ -18,25 +18,27 @@ from peftlab.cli import main
 from peftlab.commands.parsing import read_bytes
 from peftlab.config import RunConfig, build_config
 from peftlab.errors import ConfigError, ModelError, RunError
-from peftlab.memory import fitting
+from peftlab.memory import fitting, measuring
 from peftlab.memory.budget import CUDA_CONTEXT_BYTES, Budget, find_budget
 from peftlab.memory.fitting import BATCH_SIZES, choose_batch_size, plan_memory
-from peftlab.memory.measuring import MeasuredPeak, confirm_with
+from peftlab.memory.measuring import MeasuredPeak, confirm_with, measure_step
 from peftlab.memory.prediction import MemoryPrediction, find_structure, predict_memory
 from peftlab.memory.search import largest_fitting
+from peftlab.memory.splitting import split_step
 from peftlab.memory.steps import BatchShape
 from peftlab.memory.text import render_memory
 
 pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
-def linear(base: int, row: int) -> Callable[..., MemoryPrediction]:
-    """A stand-in for the prediction: a peak that is linear in rows and length."""
+def linear(base: int, row: int, gradients: int = 0) -> Callable[..., MemoryPrediction]:
+    """A stand-in for the prediction: a peak that is linear in rows and length; gradients stand in a second pass."""
 
     def predict(config: RunConfig, *, source: Any, shape: BatchShape, attach: Any) -> MemoryPrediction:
         share = 0.25 if config.model.gradient_checkpointing else 1.0
         half = 2 if config.model.dtype == "bfloat16" else 1
         peak = int(base / half + share * row * shape.rows * shape.length)
+        peak += gradients * (config.training.accumulation_steps > 1)
         parts = {"weights": base, "activations": peak - base}
         dtype = "bfloat16" if half == 2 else "float32"
         return MemoryPrediction(
@@ -107,18 +109,20 @@ def test_a_real_plan(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("stand_in")
 def test_batch_size_is_confirmed_by_one_step(tmp_path: Path) -> None:
     config = make_config(tmp_path, "llama")
-    asked: list[BatchShape] = []
+    asked: list[tuple[int, BatchShape]] = []
 
-    def confirm(shape: BatchShape, surplus: int = 0) -> MeasuredPeak:
-        asked.append(shape)
+    def confirm(config: RunConfig, shape: BatchShape, surplus: int = 0) -> MeasuredPeak:
+        asked.append((config.training.batch_size, shape))
         return MeasuredPeak(1_000_000 + 6400 * shape.rows + surplus, 1_000_000, "tensors", shape)
 
     choice = choose_batch_size(config, memory=2_000_000, confirm=confirm)
-    assert asked == [choice.prediction.shape]
-    assert choice.batch_size == 136
-    assert choice.measured == confirm(choice.prediction.shape)
+    assert asked == [(136, choice.prediction.shape)]
+    assert (choice.batch_size, choice.accumulation_steps) == (136, 1)
+    assert choice.measured == confirm(config, choice.prediction.shape)
     with pytest.raises(RunError, match="was predicted to take 1,870,400 bytes and took 2,870,400"):
-        choose_batch_size(config, memory=2_000_000, confirm=lambda shape: confirm(shape, 1_000_000))
+        choose_batch_size(
+            config, memory=2_000_000, confirm=lambda config, shape: confirm(config, shape, 1_000_000)
+        )
     with pytest.raises(ModelError, match="not even one row of 64 tokens fits: it needs 1,056,720 bytes"):
         choose_batch_size(config, memory=1_000_000)
 
@@ -128,12 +132,58 @@ def test_a_real_step_confirms(tmp_path: Path) -> None:
     source = find_structure(config)
     BertForSequenceClassification(source.config).save_pretrained(tmp_path / "small")
     peak = predict_memory(config, shape=BatchShape(8, 64, 64)).peak_bytes
-    choice = choose_batch_size(
-        config, source=source, memory=int(peak * 1.051), confirm=confirm_with(config, source)
-    )
+    choice = choose_batch_size(config, source=source, memory=int(peak * 1.051), confirm=confirm_with(source))
     assert choice.batch_size == 8
     assert choice.measured is not None
     assert choice.measured.peak_bytes == pytest.approx(peak, rel=ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("memory", "chosen"),
+    [
+        (1_104_000, (8, 1)),  # in a second pass the gradients of the first would be there
+        (1_103_000, None),
+    ],
+)
+def test_a_whole_step_may_fit_where_its_half_does_not(
+    memory: int, chosen: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "predict_memory", linear(1_000_000, 100, 100_000))
+    config = make_config(tmp_path, "llama", training={"batch_size": 2, "accumulation_steps": 4})
+    shape = BatchShape(2, 64, 64)
+    if chosen is None:
+        with pytest.raises(
+            ModelError, match=r"\(--auto_batch_size\) finds no batch size: not even one row of 64"
+        ):
+            split_step(config, shape=shape, memory=memory, confirm=False)
+        return
+    split, choice = split_step(config, shape=shape, memory=memory, confirm=False)
+    assert (split.training.batch_size, split.training.accumulation_steps) == chosen
+    assert (choice.batch_size, choice.accumulation_steps) == chosen
+
+
+def test_a_split_step_is_predicted_and_confirmed_as_it_will_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {"targets": "all", "rank": 64}  # gradients that count beside activations
+    config = make_config(tmp_path, "small", method=large, training={"batch_size": 8, "auto_batch_size": True})
+    source = find_structure(config)
+    BertForSequenceClassification(source.config).save_pretrained(tmp_path / "small")
+    ran: list[tuple[RunConfig, BatchShape]] = []
+
+    def measure(attachment: Any, config: RunConfig, shape: BatchShape, **given: Any) -> MeasuredPeak:
+        ran.append((config, shape))
+        return measure_step(attachment, config, shape, **given)
+
+    monkeypatch.setattr(measuring, "measure_step", measure)
+    alone = predict_memory(config, shape=BatchShape(4, 64, 64)).peak_bytes
+    split, choice = split_step(config, source=source, memory=int(alone * 1.051))
+    assert (split.training.batch_size, split.training.accumulation_steps) == (2, 4)
+    longest = BatchShape(2, 64, 64)
+    assert choice.prediction.peak_bytes == predict_memory(split, shape=longest).peak_bytes
+    assert ran == [(split, longest)]
+    assert choice.measured is not None
+    assert choice.measured.peak_bytes == pytest.approx(choice.prediction.peak_bytes, rel=ALLOWED)
 
 
 def test_search_finds_the_largest() -> None:
@@ -202,6 +252,40 @@ def test_plan_of_a_model_alone(
     assert main([*asked, "--checkpointing"]) == 0
     assert "checkpointed" in (said := capsys.readouterr().out)
     assert "\nfits: it needs" in said
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_plan_of_a_model_alone_splits_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_config(tmp_path, "llama")
+    monkeypatch.chdir(tmp_path)
+    asked = ["plan", "--model", "./llama", "--max_length", "64", "--batch_size", "6", "--grad_accum", "4"]
+    assert main([*asked, "--auto_batch_size", "--memory", "1.1MB"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "auto_batch_size: 6 rows x 4 forward passes a step; predicted peak of the longest batch 1,038,400 bytes\n\n"
+    )
+    assert main([*asked, "--auto_batch_size", "--memory", "1.07MB"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("auto_batch_size: 2 rows x 12 forward passes a step")
+    assert "memory of a training step, 2 rows of 64 tokens" in said
+    assert "\nfits: it needs" in said
+    assert main([*asked, "--memory", "1.07MB"]) == 0
+    assert "auto_batch_size" not in (said := capsys.readouterr().out)
+    assert "6 rows of 64 tokens" in said
+    assert main([*asked, "--auto_batch_size", "--memory", "1MB"]) == 2
+    assert "(--auto_batch_size) finds no batch size: not even one row of" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_top_of_the_list_is_no_limit(tmp_path: Path) -> None:
+    planned = plan_memory(make_config(tmp_path, "llama"), memory=10**12).as_dict()
+    assert "largest batch that fits as it is: 4,096 or more rows, peak of 4,096 26 MiB" in render_memory(
+        planned
+    )
+    planned = plan_memory(make_config(tmp_path, "llama"), memory=2_000_000).as_dict()
+    assert "as it is: 136 rows, peak 1.78 MiB; 144 do not fit" in render_memory(planned)
 
 
 def test_a_plan_with_a_task_is_of_its_longest_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import transformers as T
 
 import tiny_models
 from peftlab.errors import ConfigError, DataError, ModelError
+from peftlab.inspection.images import blank_images
 from peftlab.model_adapters import (
     BARTModelAdapter,
     BERTModelAdapter,
@@ -164,6 +165,12 @@ def test_decoders_read_what_they_are_given_or_write(name: str, adapters: dict[st
     assert rows.stack == "decoder"
     given = adapter.extract_activations(TEXTS, [0], stack="decoder", decoder_texts=adapter.write(TEXTS))
     assert torch.equal(rows["layer_0"], given["layer_0"])
+    with pytest.raises(DataError, match="decoder_texts"):
+        adapter.extract_activations(TEXTS, [0], stack="decoder", decoder_texts=[])
+    with pytest.raises(DataError, match="decoder_texts"):
+        adapter.get_attention_patterns(TEXTS, [0], kind="cross", decoder_texts=[])
+    again = adapter.extract_activations(iter(TEXTS), [0], stack="decoder")
+    assert torch.equal(rows["layer_0"], again["layer_0"])
     assert adapter.norm_statistics(TEXTS, [0], stack="decoder", decoder_texts=["a", "bird"])[0].layer == 0
     with pytest.raises(DataError, match="decoder"):
         adapter.norm_statistics(TEXTS, [0], stack="decoder")
@@ -193,7 +200,7 @@ def test_norm_statistics(name: str, adapters: dict[str, Any]) -> None:
         assert entry.input_rms > 0
         assert entry.output_rms > 0
         adapter.model.get_submodule(entry.path)
-    with pytest.raises(ConfigError, match="layers 0 to 1"):
+    with pytest.raises(ConfigError, match=r"\[7\].* 0 to 1"):
         adapter.norm_statistics(images if name == "ViT" else TEXTS, [7])
 
 
@@ -236,8 +243,32 @@ def test_images(adapters: dict[str, Any]) -> None:
             adapter.extract_activations(pixels, [2])
         with pytest.raises(ModelError, match="no image processor"):
             adapter.pixels([np.zeros((8, 8, 3), np.uint8)])
+        for given, message in (
+            (torch.zeros(2, 3, 9, 8), r"images of 9 x 8 pixels: this \w+ model sees 8 x 8; resize"),
+            (torch.zeros(2, 1, 8, 8), r"\(2, 1, 8, 8\): expected \(batch, 3 channels, height, width\)"),
+            (torch.zeros(3, 8, 8), "expected .batch"),
+            ([None], r"images\[0\] is 'None': expected texts alone, or images alone"),
+        ):
+            with pytest.raises(DataError, match=message):
+                adapter.extract_activations(given, [0])
+            with pytest.raises(DataError, match=message):
+                adapter.get_attention_patterns(given, [0])
+        assert found.proof == "equal"
     with pytest.raises((DataError, ModelError), match="reads no text"):
         adapters["ViT"].extract_activations(TEXTS, [0])
+
+
+def test_what_is_blank_beside_texts_has_the_shape_that_the_config_says(tmp_path: Path) -> None:
+    config = T.CLIPConfig(text_config=SMALL, vision_config=SEEN | {"num_channels": 1}, projection_dim=8)
+    tiny_models.randomise(T.CLIPModel(config)).save_pretrained(tmp_path)
+    tiny_models.tokenizer(closes=True).save_pretrained(tmp_path)
+    adapter = UniversalModelRegistry().create_adapter(str(tmp_path))
+    adapter.load_model(device="cpu")
+    assert adapter.get_attention_patterns(iter(TEXTS), [0]).weights["layer_0"].shape == (2, 4, 9, 9)
+    own = {"pixel_values": torch.zeros(1, 1, 8, 8), "input_ids": torch.ones(1, 3, dtype=torch.long)}
+    assert adapter.get_attention_patterns(None, [0], inputs=own).weights["layer_0"].shape[0] == 1
+    adapter.model.config.vision_config.image_size = (8, 12)
+    assert blank_images(adapter.model, 2)["pixel_values"].shape == (2, 1, 8, 12)
 
 
 def test_image_processor(adapters: dict[str, Any]) -> None:

@@ -186,7 +186,7 @@ def test_the_documents_paths() -> None:
     mapping = LayerMapping.of(family := map_model(tiny_models.build("t5")), "encoder", stack="decoder")
     assert (mapping.transformer_layers, mapping.decoder) == ("decoder.block", "decoder.block")
     assert all(path.startswith("decoder.") for path in mapping.attention)
-    assert len(mapping.attention) == family.num_layers("decoder")
+    assert len(mapping.attention) == family.num_blocks("decoder")
 
 
 def test_shared_blocks_count_as_layers(registry: UniversalModelRegistry, tmp_path: Path) -> None:

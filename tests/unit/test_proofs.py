@@ -242,7 +242,7 @@ def test_what_cannot_run_is_a_problem_with_its_reason(monkeypatch):
     monkeypatch.setattr(certifying, "twin_inputs", broken)
     from transformers import GPT2LMHeadModel
 
-    twin, certificate = prove_config(GPT2LMHeadModel, GPT2Config())
+    twin, certificate, _ = prove_config(GPT2LMHeadModel, GPT2Config())
     assert twin is None
     assert certificate.problem == "no tiny twin of it runs (RuntimeError: no such thing)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -221,6 +222,32 @@ def test_a_damaged_file_is_told(tmp_path: Path, name: str) -> None:
         open_activations(tmp_path / "a")
     with pytest.raises(CheckpointError, match=name), store(tmp_path / "a") as out:
         append(out, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda _: [], OutputError, "not an index of activations of format 1"),
+        (lambda _: "dear", OutputError, "not an index of activations"),
+        (lambda index: {"format": 1, "rows_done": index["rows_done"]}, CheckpointError, "texts_done, num_texts, stack"),
+        (lambda index: index | {"rows_done": -1}, CheckpointError, "rows_done missing or not as written"),
+        (lambda index: index | {"texts_done": "6"}, CheckpointError, "damaged: texts_done"),
+        (lambda index: index | {"widths": [5]}, CheckpointError, "damaged: widths"),
+        (lambda index: index | {"dtype": "float"}, CheckpointError, "damaged: dtype"),
+        (lambda index: index | {"made_from": None}, CheckpointError, "damaged: made_from"),
+    ],
+)  # fmt: skip
+def test_a_damaged_index_is_told(
+    tmp_path: Path, change: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
+    with store(tmp_path / "a") as out:
+        append(out, 0, 6)
+    index = tmp_path / "a" / "index.json"
+    index.write_text(json.dumps(change(json.loads(index.read_text(encoding="utf-8")))), encoding="utf-8")
+    with pytest.raises(error, match=message):
+        open_activations(tmp_path / "a")
+    with pytest.raises(error, match=message):
+        store(tmp_path / "a")
 
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def test_it_holds_on_models_as_they_are(name):
     model = tiny_models.build(name, 3)
     family = map_model(model)
     found = spot_check(model, family, tiny_models.training_inputs(name))
-    assert len([line for line in found if "blocks are the hidden states" in line]) == len(family.stacks)
+    assert len([line for line in found if "layers are the hidden states" in line]) == len(family.stacks)
     assert not model._forward_hooks
 
 

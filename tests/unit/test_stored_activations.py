@@ -15,8 +15,10 @@ import torch
 import tiny_models
 from peftlab.errors import OutputError
 from peftlab.inspection import activations as product
+from peftlab.inspection import model_fingerprint
 from peftlab.inspection.activations import extract_activations
 from peftlab.inspection.block_outputs import BlockOutputs
+from peftlab.inspection.model_fingerprint import fingerprint, hash_tensor
 from peftlab.inspection.shards import ActivationStore, open_activations
 
 TEXTS = (
@@ -91,7 +93,11 @@ def test_another_extraction_is_refused(tmp_path: Path) -> None:
     tuned = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["q_proj"]))
     scaled = copy.deepcopy(model)
     scaled.config.rms_norm_eps = 1e-2
-    for other in (changed, tuned, scaled):
+    flipped = copy.deepcopy(model)
+    with torch.no_grad():
+        weight = flipped.model.layers[1].mlp.down_proj.weight
+        weight.copy_(weight.flip(0))
+    for other in (changed, tuned, scaled, flipped):
         with pytest.raises(OutputError, match=r"something else \(other model\)"):
             extract_to(tmp_path / "a", other)
     for name, change in {
@@ -135,3 +141,52 @@ def test_bfloat16_goes_to_disk_as_float32(tmp_path: Path) -> None:
     assert stored["layer_0"].dtype == np.float32
     kept = extract_activations(model, tiny_models.tokenizer(), TEXTS * 4, [0], batch_tokens=12)
     assert np.array_equal(stored["layer_0"][:3], kept["layer_0"][:3].float().numpy())
+
+
+def test_a_fingerprint_is_of_everything_that_decides() -> None:
+    model = tiny_models.build("llama")
+    first = fingerprint(model)
+    assert fingerprint(copy.deepcopy(model)) == first
+    wrapped = [
+        peft.get_peft_model(
+            copy.deepcopy(model),
+            peft.LoraConfig(target_modules=["q_proj", "v_proj"], lora_alpha=alpha, init_lora_weights=False),
+        )
+        for alpha in (8, 16)
+    ]
+    wrapped[1].load_state_dict(wrapped[0].state_dict())
+    turned = copy.deepcopy(model)
+    turned.model.rotary_emb.inv_freq *= 1.5  # is in no state dict
+    seen = [first, *map(fingerprint, wrapped), fingerprint(turned)]
+    with wrapped[0].disable_adapter():
+        seen.append(fingerprint(wrapped[0]))
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float64, torch.bool])
+@pytest.mark.parametrize("size", [1, 3, 5000])
+def test_a_tensors_hash_sees_every_bit_and_place(dtype: torch.dtype, size: int) -> None:
+    source = torch.Generator().manual_seed(size)
+    tensor = (2 * torch.randn(size, 2, generator=source)).to(dtype)
+    whole = hash_tensor(tensor)
+    assert hash_tensor(tensor.clone()) == hash_tensor(tensor.t().contiguous().t()) == whole
+    shifted = torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].reshape(size, 2)  # begins within a word
+    assert hash_tensor(shifted) == whole
+    for changed in (tensor.flip(0), tensor.flip(1), tensor.roll(1, 0), tensor.t()):
+        assert (hash_tensor(changed.contiguous()) == whole) == torch.equal(
+            changed.flatten(), tensor.flatten()
+        )
+    octets = tensor.clone().view(torch.uint8)
+    for place in (0, octets.numel() // 2, octets.numel() - 1):
+        for bit in range(8):
+            octets.flatten()[place] ^= 1 << bit
+            assert hash_tensor(octets.view(torch.int8)) != whole
+            octets.flatten()[place] ^= 1 << bit
+
+
+def test_a_tensors_hash_sees_pieces_that_change_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_fingerprint, "_WORDS", 16)
+    tensor = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    assert hash_tensor(tensor) == hash_tensor(tensor.clone())
+    assert hash_tensor(tensor[[1, 0, 2, 3]]) != hash_tensor(tensor)
+    assert hash_tensor(torch.zeros(0)) != hash_tensor(torch.zeros(1))

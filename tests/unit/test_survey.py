@@ -102,7 +102,7 @@ def test_one_block_for_all_layers_is_told_with_the_models_own_number() -> None:
     with torch.device("meta"):
         model = T.AlbertModel(T.AlbertConfig(num_hidden_layers=12, hidden_size=64, num_attention_heads=4))
     (stack,) = describe_map(model, map_model(model))["stacks"]
-    assert stack["runs"] == 12
+    assert stack["num_layers"] == 12
 
 
 # -- shares and facts ---------------------------------------------------------------------------------------------

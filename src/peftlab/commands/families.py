@@ -25,6 +25,7 @@ _HEADER = [
     "experts",
     "head",
     "attention maps",
+    "full depth",
     "note",
 ]
 _ABOUT = """\
@@ -32,7 +33,8 @@ Each row is a tiny random model of the library's default config, on which everyt
 run. outputs: what each block puts out is the model's own hidden state. mixers: a token mixer was found in every block (some
 models have blocks without). q k v o: query, key, value and output layers were told apart. attention, mlp: linear layers that
 these target groups stand for; experts: groups of experts held as 3-D parameters. head: the logits are the head's output, or
-what is done to it. attention maps: recomputed by the probe and equal to the model's own, given by the model, or refused."""
+what is done to it. attention maps: recomputed by the probe and equal to the model's own, given by the model, or refused.
+full depth: linear layers in blocks that the twin's proof leaves unproven in the library's default config as it is."""
 
 
 def tell_families() -> str:
@@ -122,8 +124,14 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         *numbers,
         row["head"],
         row["maps"][:60],
+        _whole(row["whole"]) if row["runs"] else "",
         row["note"][:90],
     ]
+
+
+def _whole(left: str) -> str:
+    """What a whole model leaves unproven, as a cell: "none", "28 of 476", "refused"."""
+    return left.partition(" linear")[0].partition(":")[0] or "none"
 
 
 def _row(cells: Sequence[str]) -> str:

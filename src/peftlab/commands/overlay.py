@@ -3,7 +3,7 @@
 A source is a nested mapping. Laying one over another merges mappings key by key and replaces everything else,
 with three rules for alternatives, so that what a person writes never collides with what they did not write:
 
-- naming another method drops the lower source's settings of its method;
+- naming another method drops the lower source's settings of its method, and the phases that were chosen for it;
 - phases drop the lower source's strategy, and another strategy its phases and phase ends;
 - the probes of a file are all its probes, so that a run's own config repeats it.
 
@@ -72,6 +72,7 @@ def lay_over(lower: Mapping[str, Any], upper: Mapping[str, Any], *, from_file: b
     below, above = single_method(lower), single_method(upper)
     if "adapters" in above or method_name(above, below) != method_name(below, {}):
         below.pop("method", None)
+        below.pop("schedule", None)
     if "adapters" in above:
         below.pop("adapters", None)
     schedule, wanted = below.get("schedule"), above.get("schedule")

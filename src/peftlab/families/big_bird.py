@@ -1,3 +1,4 @@
-"""BigBird: its sparse attention needs rows longer than a twin's; on short ones the library itself uses full attention."""
+"""BigBird: short rows take its full attention; a second twin with blocks of one token is there for the sparse one."""
 
 TWIN = {"attention_type": "original_full"}
+ALSO = ({"block_size": 1, "num_random_blocks": 1},)

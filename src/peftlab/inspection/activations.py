@@ -16,15 +16,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from peftlab.errors import ConfigError, DataError
+from peftlab.errors import ConfigError, DataError, ModelError
 from peftlab.family import FamilyMap
 from peftlab.inspection.block_outputs import (
     BlockOutputs,
     choose_stack,
     evaluation_mode,
-    fingerprint,
     reads_target,
 )
+from peftlab.inspection.model_fingerprint import fingerprint
+from peftlab.inspection.reading_limits import repeatable
 from peftlab.inspection.shards import ROW, Activations, ActivationStore, open_activations
 from peftlab.inspection.text_batches import TextBatches, TextRow
 from peftlab.inspection.tokenized import TokenizedText
@@ -45,17 +46,18 @@ _BATCHES_AT_ONCE = 8
 def extract_activations(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[str],
+    texts: Iterable[str],
     layers: Iterable[int],
     *,
     family: FamilyMap | None = None,
     stack: str | None = None,
-    decoder_texts: Sequence[str | Sequence[int]] | None = None,
+    decoder_texts: Iterable[str | Sequence[int]] | None = None,
     pooling: Pooling = "token",
     max_length: int | None = None,
     batch_tokens: int = 2048,
     dtype: torch.dtype | None = None,
     output: Path | str | None = None,
+    unproven: bool = False,
 ) -> Activations[Any]:
     """What chosen blocks of a model put out for texts.
 
@@ -74,14 +76,17 @@ def extract_activations(
         dtype: Of the values; None keeps the model's (bfloat16 goes to disk as float32, numpy has none).
         output: A folder: write there (see `shards.py`), and go on where an extraction of the same stopped. Memory does
             not grow with the number of texts, and what is made in two goes is bit-equal to what is made in one.
+        unproven: Take what the blocks put out also where it is not proved to be the model's hidden states; `proof` of what
+            comes back says why not.
 
     Returns:
         The activations: torch tensors on the CPU, or with `output` numpy arrays mapped from the folder.
 
     Raises:
         ConfigError: No such stack, layer, pooling or dtype, or settings that do not go together.
-        DataError: No texts, a text that has no tokens or is too long, a decoder without input, a float16 overflow.
-        ModelError: The model cannot be looked at so; the message says why.
+        DataError: No texts, something that is no text, a text that has no tokens or is too long, token ids outside the
+            model's vocabulary, a decoder without input, a float16 overflow.
+        ModelError: The model cannot be looked at so, or it is not proved what its blocks put out; the message says why.
         OutputError: The folder cannot be written or holds something else.
         CheckpointError: The folder is damaged.
 
@@ -92,18 +97,44 @@ def extract_activations(
     """
     family = family or map_model(model)
     stack = choose_stack(family, stack)
+    decoder_texts = repeatable(decoder_texts)
     _check(tokenizer, stack, reads_target(model, family, stack), decoder_texts, pooling, dtype)
     source = TextBatches(
         model, tokenizer, texts, decoder_texts=decoder_texts, max_length=max_length, batch_tokens=batch_tokens
     )
+    proof_of(family, stack, unproven=unproven)
     blocks = BlockOutputs(model, family, stack=stack, layers=list(layers), inputs=source.arguments)
     extraction = _Extraction(blocks, source, tokenizer, pooling, dtype)
     with evaluation_mode(model):
         if output is not None:
             _store(extraction, model, Path(output))
             return open_activations(output)
-        values, rows = extraction.run(0, len(texts))
-    return Activations(values, rows, len(texts), stack, pooling, blocks.proof)
+        values, rows = extraction.run(0, len(source.texts))
+    return Activations(values, rows, len(source.texts), stack, pooling, blocks.proof)
+
+
+def proof_of(family: FamilyMap, stack: str, *, unproven: bool = False) -> str:
+    """What the map says of a stack's outputs against the model's hidden states.
+
+    Args:
+        family: The model's map.
+        stack: A name from its stacks.
+        unproven: Whether to go on where they are not proved to be these.
+
+    Returns:
+        "equal", or how they are equal, or why that is not proved.
+
+    Raises:
+        ModelError: It is not proved, and that was not asked for.
+    """
+    proof = family.proofs[stack].outputs if stack in family.proofs else "no certificate"
+    if not (unproven or proof.startswith("equal")):
+        why = "; ".join(dict.fromkeys([proof, *(c.problem for c in family.certificates if c.problem)]))
+        raise ModelError(
+            f"what the blocks of the {stack} of this {family.model_type} model put out is not proved to be its hidden"
+            f" states: {why}. Give unproven=True to have it nevertheless"
+        )
+    return proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +331,7 @@ def _check(
     tokenizer: Any,
     stack: str,
     decoder: bool,
-    decoder_texts: Sequence[str | Sequence[int]] | None,
+    decoder_texts: Iterable[str | Sequence[int]] | None,
     pooling: str,
     dtype: torch.dtype | None,
 ) -> None:

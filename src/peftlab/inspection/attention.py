@@ -6,7 +6,7 @@ asked ones are computed, and the model's setting, mode and configs are as they w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +56,15 @@ class AttentionPatterns:
 def get_attention_patterns(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[str] | None,
-    layers: Sequence[int] | None = None,
+    texts: Iterable[str] | None,
+    layers: Iterable[int] | None = None,
     *,
-    heads: Sequence[int] | None = None,
+    heads: Iterable[int] | None = None,
     kind: Kind = "self",
     stack: str | None = None,
-    decoder_texts: Sequence[str] | None = None,
+    decoder_texts: Iterable[str] | None = None,
     inputs: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
     family: FamilyMap | None = None,
 ) -> AttentionPatterns:
     """Attention of chosen layers and heads on some texts, which make one batch.
@@ -78,24 +79,38 @@ def get_attention_patterns(
         stack: Which stack of blocks; None takes the first that has this kind (of an encoder-decoder the encoder).
         decoder_texts: For a decoder's attention: what the decoder has written, one for each text.
         inputs: The model's own arguments in place of texts, e.g. `{"pixel_values": ...}`, or beside them.
+        max_length: Cut texts to so many tokens; None refuses a text that is longer than the model or its tokenizer says.
         family: The model's map where it is at hand.
 
     Returns:
         The patterns.
 
     Raises:
-        ConfigError: No such stack, layer or head.
-        DataError: No texts, or no input for the decoder.
+        ConfigError: No such stack, layer or head, or max_length is more than the model has positions.
+        DataError: No texts, no input for the decoder, or what the model cannot read: a text that is too long or has no
+            tokens, token ids outside its vocabulary.
         EvaluationError: The model hands out something that is no attention.
         ModelError: The model has no attention that can be had; the message says why.
 
     Source: transformers, each model's `eager_attention_forward`.
     """
     family = family or map_model(model)
-    choice = choose(family, kind=kind, stack=stack, layers=layers, heads=heads)
+    choice = choose(
+        family,
+        kind=kind,
+        stack=stack,
+        layers=None if layers is None else list(layers),
+        heads=None if heads is None else list(heads),
+    )
     decoder = side_of(model, family, choice.stack) == "decoder_"
     made = model_inputs(
-        model, tokenizer, texts, decoder_texts=decoder_texts, inputs=inputs, needs_decoder=decoder
+        model,
+        tokenizer,
+        texts,
+        decoder_texts=decoder_texts,
+        inputs=inputs,
+        needs_decoder=decoder,
+        max_length=max_length,
     )
     maps: dict[int, Rows] = {}
     source, note = read_rows(

@@ -83,12 +83,13 @@ def choose(
             f"no {kind} attention in stack '{stack}' of this model; there is: {', '.join(stacks)}"
         )
     stack = stack or stacks[0]
-    repeated = family.calls(stack) > 1
-    missing = [i for i in layers or () if i < 0 or (not repeated and i not in found[stack])]
+    repeated = family.num_outputs(stack) > family.num_blocks(stack)
+    there = list(range(family.num_outputs(stack))) if repeated else found[stack]
+    missing = [i for i in layers or () if i not in there]
     if missing or (layers is not None and not layers):
         raise ConfigError(
             f"no {kind} attention in layer {missing[0] if missing else '(none given)'} of '{stack}':"
-            f" this {family.model_type} model has it in {ranges(found[stack])}"
+            f" this {family.model_type} model has it in {ranges(there)}"
         )
     if heads is not None and (not heads or min(heads) < 0):
         raise ConfigError(f"heads {list(heads)}: expected indices from 0, or None for all")

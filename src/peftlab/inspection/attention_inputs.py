@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from peftlab.errors import DataError, ModelError
+from peftlab.errors import ConfigError, DataError, ModelError
 from peftlab.family import FamilyMap
 from peftlab.inspection.attention_choice import Choice, mixers
+from peftlab.inspection.reading_limits import ReadingLimits, as_texts
 
 
 def model_inputs(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[str] | None,
+    texts: Iterable[str] | None,
     *,
-    decoder_texts: Sequence[str] | None = None,
+    decoder_texts: Iterable[str] | None = None,
     inputs: Mapping[str, Any] | None = None,
     needs_decoder: bool = False,
+    max_length: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Arguments of a forward pass, on the model's device.
 
@@ -34,29 +37,38 @@ def model_inputs(
             in training.
         inputs: The arguments themselves, e.g. `{"pixel_values": ...}`; in place of texts, or beside them.
         needs_decoder: Whether the decoder's attention is asked for, so that it must have a real input.
+        max_length: Cut texts to so many tokens; None refuses a text that is longer than the model or its tokenizer says.
+        numbers: Which texts these are of more, for messages; None counts from 0.
 
     Returns:
         Argument names to tensors.
 
     Raises:
-        DataError: Neither texts nor inputs, no texts, numbers that do not match, a decoder without input, or texts of
-            different lengths for a tokenizer that cannot pad.
+        ConfigError: max_length is more than the model has positions, or there are no texts to cut.
+        DataError: Neither texts nor inputs, no texts, numbers that do not match, a decoder without input, texts of
+            different lengths for a tokenizer that cannot pad, or what the model cannot read: a text that is too long or has
+            no tokens, token ids outside its vocabulary.
     """
     device = next(model.parameters()).device
     base = base_of(model)
     accepted = inspect.signature(base.forward).parameters
+    limits = ReadingLimits(model, None if texts is None else tokenizer, max_length)
     made: dict[str, Any] = {}
+    read: Sequence[str] = ()
     if texts is not None:
-        made |= {k: v for k, v in _encode(tokenizer, texts).items() if k in accepted}
+        read = as_texts(texts)
+        made |= {k: v for k, v in _encode(tokenizer, read, limits, numbers).items() if k in accepted}
+    elif max_length is not None:
+        raise ConfigError(f"max_length {max_length} cuts texts, and none are given: leave it out")
+    limits.check_inputs(inputs or {})
     made |= inputs or {}
     if not made:
         raise DataError("nothing to look at: give texts, or inputs with the model's own arguments")
     if decoder_texts is not None:
-        if texts is None or len(decoder_texts) != len(texts):
-            raise DataError(
-                f"{len(decoder_texts)} decoder_texts for {len(texts or ())} texts: expected one for each"
-            )
-        made |= _decoder_inputs(base, tokenizer, decoder_texts)
+        written = as_texts(decoder_texts, "decoder_texts")
+        if len(written) != len(read):
+            raise DataError(f"{len(written)} decoder_texts for {len(read)} texts: expected one for each")
+        made |= _decoder_inputs(base, tokenizer, written, limits=limits, numbers=numbers)
     given = any(name in made for name in ("decoder_input_ids", "decoder_inputs_embeds", "labels"))
     if _two_sided(model) and not given:
         if needs_decoder:
@@ -107,26 +119,46 @@ def _two_sided(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], argument: str = "text") -> dict[str, torch.Tensor]:
+def _encode(
+    tokenizer: Any,
+    texts: Sequence[str],
+    limits: ReadingLimits,
+    numbers: Sequence[int] | None,
+    *,
+    decoder: bool = False,
+) -> dict[str, torch.Tensor]:
     """Texts to tensors, padded on the right: pads on the left would move absolute positions."""
-    if isinstance(texts, str) or not texts:
-        raise DataError(f"texts {texts!r}: expected a list with at least one text")
     several = len(texts) > 1
     if several and tokenizer.pad_token_id is None:
         raise DataError(
             "the tokenizer has no pad token, so several texts make no batch: set tokenizer.pad_token (its eos_token serves,"
             " pads are masked by position) or give one text"
         )
-    given = {argument: list(texts)}
-    encoded = dict(tokenizer(**given, padding=several, padding_side="right", return_tensors="pt"))
-    if encoded["input_ids"].shape[1] == 0:
-        raise DataError("the texts have no tokens")
+    options: dict[str, Any] = {"text_target" if decoder else "text": list(texts), "padding": several}
+    if limits.max_length is not None:
+        options |= {"truncation": True, "max_length": limits.max_length}
+    encoded = dict(tokenizer(**options, padding_side="right", return_tensors="pt", verbose=False))
+    ids = encoded["input_ids"]
+    real = encoded.get("attention_mask", torch.ones_like(ids)).bool()
+    for number, text, row, here in zip(numbers or range(len(texts)), texts, ids, real, strict=True):
+        limits.check_length(number, int(here.sum()), text=text, decoder=decoder)
+        limits.check_ids(f"{'decoder ' * decoder}text {number}", row[here].numpy(), decoder=decoder)
+    known = limits.vocabulary[decoder]
+    if known is not None:  # a pad token that was added to the tokenizer alone: it is masked, and may be any
+        encoded["input_ids"] = torch.where(real, ids, ids.clamp_max(known - 1))
     return encoded
 
 
-def _decoder_inputs(base: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+def _decoder_inputs(
+    base: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    limits: ReadingLimits,
+    numbers: Sequence[int] | None,
+) -> dict[str, torch.Tensor]:
     """What the decoder reads while it writes some texts: they, shifted by one behind its start token."""
-    encoded = _encode(tokenizer, texts, "text_target")
+    encoded = _encode(tokenizer, texts, limits, numbers, decoder=True)
     ids = encoded["input_ids"]
     if hasattr(base, "prepare_decoder_input_ids_from_labels"):  # mBART opens with the text's language
         shifted = base.prepare_decoder_input_ids_from_labels(labels=ids)

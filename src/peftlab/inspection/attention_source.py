@@ -350,7 +350,7 @@ def recorded_attention(
         s for s in family.stacks if mixers(family, s, choice.kind) and side_of(model, family, s) == side
     ]
     numberings = [
-        list(range(family.num_layers(choice.stack))),
+        list(range(family.num_outputs(choice.stack))),
         [site.layer for site in mixers(family, choice.stack, choice.kind)],
     ]
     if choice.repeated:
@@ -359,7 +359,7 @@ def recorded_attention(
     by_layer = dict(zip(fitting[0], given, strict=True)) if fitting else {}
     found = {i: rows for i, rows in by_layer.items() if rows is not None and choice.includes(i)}
     if not found or len(found) < len(choice.layers or ()):
-        layers = family.num_layers(choice.stack)
+        layers = family.num_outputs(choice.stack)
         raise ModelError(
             f"{refusal} under output_attentions=True it gives {len(given) or 'no'} maps for {layers} layers"
             f" as `{name}`"

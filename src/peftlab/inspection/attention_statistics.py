@@ -7,18 +7,19 @@ is heads x chunk x seq.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import nn
 
-from peftlab.errors import DataError
+from peftlab.errors import ConfigError, DataError
 from peftlab.family import FamilyMap
 from peftlab.inspection.attention_choice import Kind, choose
 from peftlab.inspection.attention_inputs import model_inputs, side_of
 from peftlab.inspection.attention_source import Rows, Source, read_rows
+from peftlab.inspection.reading_limits import as_texts
 from peftlab.mapping import map_model
 
 
@@ -71,14 +72,15 @@ class AttentionStatistics:
 def get_attention_statistics(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[str] | None,
-    layers: Sequence[int] | None = None,
+    texts: Iterable[str] | None,
+    layers: Iterable[int] | None = None,
     *,
-    heads: Sequence[int] | None = None,
+    heads: Iterable[int] | None = None,
     kind: Kind = "self",
     stack: str | None = None,
-    decoder_texts: Sequence[str] | None = None,
+    decoder_texts: Iterable[str] | None = None,
     inputs: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
     words: Sequence[Sequence[int]] | None = None,
     key_words: Sequence[Sequence[int]] | None = None,
     chunk: int = 128,
@@ -99,6 +101,7 @@ def get_attention_statistics(
         stack: Which stack of blocks; None takes the first that has this kind.
         decoder_texts: For a decoder's attention: what the decoder has written, one for each text.
         inputs: The model's own arguments in place of texts, one batch.
+        max_length: Cut texts to so many tokens; None refuses a text that is longer than the model or its tokenizer says.
         words: For each text the word of each real token that asks (the decoder's for a decoder), -1 where of none.
         key_words: The same for the tokens looked at, in cross attention; else they are those of `words`.
         chunk: Queries at a time.
@@ -109,27 +112,47 @@ def get_attention_statistics(
         The statistics, in the order of the texts.
 
     Raises:
-        ConfigError: No such stack, layer or head.
-        DataError: No texts, no input for the decoder, or words that do not match the tokens.
+        ConfigError: No such stack, layer or head, or max_length is more than the model has positions.
+        DataError: No texts, no input for the decoder, words that do not match the tokens, or what the model cannot read: a
+            text that is too long or has no tokens, token ids outside its vocabulary.
         EvaluationError: The model hands out something that is no attention.
         ModelError: The model has no attention that can be had; the message says why.
     """
     family = family or map_model(model)
-    choice = choose(family, kind=kind, stack=stack, layers=layers, heads=heads)
-    decoder = side_of(model, family, choice.stack) == "decoder_"
+    choice = choose(
+        family,
+        kind=kind,
+        stack=stack,
+        layers=None if layers is None else list(layers),
+        heads=None if heads is None else list(heads),
+    )
+    read = None if texts is None else as_texts(texts)
+    written = None if decoder_texts is None else as_texts(decoder_texts, "decoder_texts")
+    _check(read, batch_size, {"decoder_texts": written, "words": words, "key_words": key_words})
+    options: dict[str, Any] = {
+        "inputs": inputs,
+        "needs_decoder": side_of(model, family, choice.stack) == "decoder_",
+        "max_length": max_length,
+    }
+    batches = [  # every text is checked before any runs
+        (
+            picked,
+            model_inputs(
+                model,
+                tokenizer,
+                _pick(read, picked),
+                decoder_texts=_pick(written, picked),
+                numbers=picked or None,
+                **options,
+            ),
+        )
+        for picked in _batches(read, batch_size)
+    ]
     parts: list[dict[int, HeadStatistics]] = []
     order: list[int] = []
     source: Source = "probe"
     note = ""
-    for picked in _batches(texts, batch_size):
-        made = model_inputs(
-            model,
-            tokenizer,
-            _pick(texts, picked),
-            decoder_texts=_pick(decoder_texts, picked),
-            inputs=inputs,
-            needs_decoder=decoder,
-        )
+    for picked, made in batches:
         asking = _pick(words, picked)
         asked = _pick(key_words, picked) if kind == "cross" else asking
         streams: dict[int, _Stream] = {}
@@ -270,6 +293,15 @@ def _word_means(sums: torch.Tensor, query_index: torch.Tensor, key_index: torch.
     counts = torch.bincount(query_index, minlength=sums.shape[1])[1 : int(query_index.max()) + 1]
     kept = sums[:, 1 : int(query_index.max()) + 1, 1 : int(key_index.max()) + 1]
     return (kept / counts[:, None]).to(torch.float32)
+
+
+def _check(read: Sequence[str] | None, batch_size: int, beside: Mapping[str, Sequence[Any] | None]) -> None:
+    """Refuse what does not go with the texts."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size}: expected a positive number of texts")
+    for name, given in beside.items():
+        if read is not None and given is not None and len(given) != len(read):
+            raise DataError(f"{name} for {len(given)} texts, but there are {len(read)} texts")
 
 
 def _batches(texts: Sequence[str] | None, batch_size: int) -> Iterator[list[int]]:

@@ -6,12 +6,9 @@ towers only the tower asked for runs. Where blocks are shared (ALBERT calls one 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import metadata
 from itertools import count, repeat
 from numbers import Integral
 from typing import Any
@@ -24,9 +21,6 @@ from peftlab.family import FamilyMap
 
 _BATCH_FIRST = {"bsh": (0, 1, 2), "sbh": (1, 0, 2), "bhs": (0, 2, 1)}
 """Layout of a stack to the permutation that makes it (batch, seq, hidden)."""
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Bytes of a value to the integer that shows its bits."""
 
 
 class _Stop(BaseException):
@@ -94,7 +88,7 @@ class BlockOutputs:
         with ExitStack() as stack:
             calls = count()
             for number, path in enumerate(self._paths):
-                shared = self.family.calls(self.stack) > 1
+                shared = self.family.num_outputs(self.stack) > len(self._paths)
                 hook = self._hook(calls if shared else repeat(number), found)
                 stack.callback(self._model.get_submodule(path).register_forward_hook(hook).remove)
             stack.enter_context(suppress(_Stop))
@@ -156,37 +150,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def fingerprint(model: Any) -> str:
-    """SHA-256 of everything about a model that decides what its blocks put out.
-
-    Args:
-        model: A transformers model, bare or wrapped by peft.
-
-    Returns:
-        The hexadecimal digest of: config, library versions, devices, which adapters are on, and of every tensor its
-        name, shape, dtype and the sum of its bits, which is read at the speed of memory.
-    """
-    config = model.config.to_dict()
-    for key in ("_name_or_path", "transformers_version", "use_cache"):
-        config.pop(key, None)
-    told = [
-        json.dumps(config, sort_keys=True, default=str),
-        str(model.config._attn_implementation),
-        *(metadata.version(library) for library in ("torch", "transformers")),
-    ]
-    for name, module in model.named_modules():
-        adapters = getattr(module, "active_adapters", None)
-        if hasattr(module, "disable_adapters") and not callable(adapters):
-            told.append(f"{name} {adapters} {module.disable_adapters} {getattr(module, 'merged', None)}")
-    told.append(str(getattr(model, "_adapters_disabled", False)))
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            bits = tensor.detach().contiguous().reshape(-1).view(_INTEGERS[tensor.element_size()])
-            total = int(bits.sum(dtype=torch.int64))
-            told.append(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.device.type} {total}")
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
-
-
 def choose_stack(family: FamilyMap, stack: str | None) -> str:
     """The stack of blocks to look at.
 
@@ -231,7 +194,7 @@ def reads_target(model: nn.Module, family: FamilyMap, stack: str) -> bool:
 
 def _check_layers(family: FamilyMap, stack: str, layers: Sequence[int]) -> tuple[int, ...]:
     """The layers, each once and in order."""
-    num_layers = len(family.blocks(stack)) * family.calls(stack)
+    num_layers = family.num_outputs(stack)
     wrong = [
         i for i in layers if isinstance(i, bool) or not isinstance(i, Integral) or not 0 <= i < num_layers
     ]

@@ -103,23 +103,13 @@ def _describe_stack(
     return {
         "name": stack,
         "path": blocks[0].path.rpartition(".")[0],
-        "num_layers": family.num_layers(stack),
-        "runs": _runs(model, family, stack),
+        "num_layers": family.num_outputs(stack),
+        "num_blocks": len(blocks),
         "layout": family.layout(stack),
         "outputs": proof.outputs if proof else "not run",
         "final_norm": proof.final_norm if proof else None,
         "kinds": list(alike.values()),
     }
-
-
-def _runs(model: Any, family: FamilyMap, stack: str) -> int:
-    """How often each block runs in one pass: ALBERT's one block as often as its config has layers."""
-    if family.calls(stack) == 1:
-        return 1
-    layers = getattr(
-        model.config.get_text_config(), "num_hidden_layers", None
-    )  # the twin has fewer than the model
-    return int(layers) if layers else family.calls(stack)
 
 
 def _parts(
@@ -240,7 +230,7 @@ def _running_orders(model: nn.Module, family: FamilyMap) -> dict[str, RunningOrd
     cores = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
     proved = {certificate.model_class for certificate in family.certificates if not certificate.problem}
     for core in cores[:1] if type(cores[0]).__name__ in proved else ():
-        twin, _ = prove_config(type(core), copy.deepcopy(core.config))
+        twin, _, _ = prove_config(type(core), copy.deepcopy(core.config))
         if twin is None:
             continue
         inputs = twin_inputs(twin)

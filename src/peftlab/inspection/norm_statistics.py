@@ -19,6 +19,7 @@ from torch import nn
 
 from peftlab.errors import ConfigError
 from peftlab.family import FamilyMap
+from peftlab.inspection.reading_limits import ReadingLimits
 from peftlab.mapping import unwrap
 
 
@@ -100,13 +101,16 @@ def norm_statistics(
 
     Raises:
         ConfigError: There is no such layer.
+        DataError: The inputs have more positions than the model reads, or unknown token ids.
     """
-    wanted = set(range(family.num_layers(stack)) if layers is None else layers)
-    if not wanted <= set(range(family.num_layers(stack))):
+    blocks = range(family.num_blocks(stack))
+    wanted = set(blocks if layers is None else layers)
+    if not wanted <= set(blocks):
         raise ConfigError(
-            f"layers {sorted(wanted)}: the {stack} has layers 0 to {family.num_layers(stack) - 1}"
+            f"layers {sorted(wanted)}: the norms of stack '{stack}' lie in its blocks 0 to {len(blocks) - 1}"
         )
     sites = [s for s in family.sites if s.role == "norm" and s.stack == stack and s.layer in wanted]
+    ReadingLimits(model).check_inputs(inputs)
     calls: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     with torch.inference_mode():
         with watched_modules(model, [site.path for site in sites], calls):

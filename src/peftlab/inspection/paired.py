@@ -20,6 +20,7 @@ from torch import nn
 
 from peftlab.errors import ModelError
 from peftlab.family import FamilyMap
+from peftlab.inspection.activations import proof_of
 from peftlab.inspection.block_outputs import BlockOutputs, choose_stack, evaluation_mode
 from peftlab.mapping import map_model
 
@@ -51,6 +52,7 @@ def paired_outputs(
     *,
     family: FamilyMap | None = None,
     stack: str | None = None,
+    unproven: bool = False,
 ) -> PairedOutputs:
     """Outputs of chosen blocks, base and tuned together.
 
@@ -60,12 +62,14 @@ def paired_outputs(
         layers: Layers of the stack, from 0.
         family: The model's map where it is at hand.
         stack: A name from the map's stacks; None takes the only one, or the encoder.
+        unproven: Take what the blocks put out also where it is not proved to be the model's hidden states.
 
     Returns:
         Both outputs, on the model's device, before the final norm.
 
     Raises:
-        ModelError: The model has no adapter, or its adapter is merged, so that the base is not there any more.
+        ModelError: The model has no adapter, or its adapter is merged, so that the base is not there any more; or it
+            is not proved what its blocks put out.
         ConfigError: No such stack or layer.
 
     Example:
@@ -75,6 +79,7 @@ def paired_outputs(
     adapter = _active_adapter(model)
     family = family or map_model(model)
     stack = choose_stack(family, stack)
+    proof_of(family, stack, unproven=unproven)
     last = "decoder_input_ids" if "decoder_input_ids" in inputs and stack != "encoder" else "input_ids"
     needed = ("input_ids", last) if last != "input_ids" else ("input_ids",)
     blocks = BlockOutputs(model, family, stack=stack, layers=layers, inputs=needed)

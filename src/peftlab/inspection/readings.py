@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from peftlab.errors import ModelError
 from peftlab.family import FamilyMap
 from peftlab.inspection.activations import extract_activations
 from peftlab.inspection.attention_choice import Kind, mixers
-from peftlab.inspection.attention_inputs import base_of
 from peftlab.inspection.attention_statistics import HeadStatistics, get_attention_statistics
+from peftlab.inspection.images import blank_images
 from peftlab.inspection.shards import Activations
 from peftlab.inspection.text_batches import TextBatches
 from peftlab.inspection.tokenized import TokenizedText, find_words
-from peftlab.model_facts import main_config, reader_of
+from peftlab.model_facts import reader_of
 
 MASSIVE_MAGNITUDE, MASSIVE_RATIO = 100.0, 1000.0
 """An activation is massive above both, the ratio being to the median magnitude of its layer: Sun et al. 2024,
@@ -93,12 +92,17 @@ def read_texts(model: nn.Module, tokenizer: Any, family: FamilyMap, texts: Texts
         written = written_for(model, stack, texts)
         try:
             extracted[stack] = extract_activations(
-                model, tokenizer, texts.read, range(family.num_layers(stack)),
-                family=family, stack=stack, decoder_texts=written,
+                model, tokenizer, texts.read, range(family.num_outputs(stack)),
+                family=family, stack=stack, decoder_texts=written, unproven=True,
             )  # fmt: skip
         except ModelError as error:
             seen.notes.append(f"activations of {stack}: {error}")
             continue
+        if not extracted[stack].proof.startswith("equal"):
+            seen.notes.append(
+                f"activations of {stack} are what its blocks put out, which is not proved to be the model's hidden states:"
+                f" {extracted[stack].proof}"
+            )
         tokens = [
             row.read
             for row in TextBatches(model, tokenizer, texts.read, decoder_texts=written).read(
@@ -134,8 +138,8 @@ def read_words(
     """
     stack = text_stacks(model, family)[0]
     found = extract_activations(
-        model, tokenizer, texts.read, range(family.num_layers(stack)), family=family, stack=stack,
-        pooling="word", decoder_texts=written_for(model, stack, texts),
+        model, tokenizer, texts.read, range(family.num_outputs(stack)), family=family, stack=stack,
+        pooling="word", decoder_texts=written_for(model, stack, texts), unproven=True,  # as `read_texts` notes
     )  # fmt: skip
     return stack, found
 
@@ -302,7 +306,7 @@ def _attention(
         statistics = get_attention_statistics(
             model, tokenizer, texts.read, kind=kind, stack=stack, family=family,
             words=words if source else None, key_words=key_words, decoder_texts=written_for(model, stack, texts),
-            inputs=_beside(model),
+            inputs=blank_images(model, 1),
         )  # fmt: skip
     except ModelError as error:
         seen.notes.append(f"{kind} attention of {stack}: {error}")
@@ -320,16 +324,6 @@ def _attention(
             "keys_of": source,
         }
     )
-
-
-def _beside(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A blank image for a model with a tower for images beside the one for text (CLIP), no part of which sees it."""
-    core = base_of(model)
-    if not hasattr(core, "get_text_features"):
-        return {}
-    vision = main_config(core.config)
-    size, first = vision.image_size, next(core.parameters())
-    return {"pixel_values": first.new_zeros(1, vision.num_channels, size, size)}
 
 
 def _maps(

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -111,7 +112,7 @@ def open_activations(folder: Path | str) -> Activations[npt.NDArray[Any]]:
 
     Raises:
         OutputError: The folder holds no activations.
-        CheckpointError: A file is shorter than the index says.
+        CheckpointError: The index is damaged, or a file is shorter than it says.
     """
     folder = Path(folder)
     index = _read_index(folder)
@@ -149,7 +150,7 @@ class ActivationStore:
 
     Raises:
         OutputError: The folder cannot be written, holds something else, or was made from something else.
-        CheckpointError: A file is shorter than the index says.
+        CheckpointError: The index is damaged, or a file is shorter than it says.
     """
 
     def __init__(
@@ -290,9 +291,44 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise OutputError(f"{folder / _INDEX} cannot be read: {error}") from error
-    if index.get("format") != _FORMAT or "rows_done" not in index:
+    if not isinstance(index, dict) or index.get("format") != _FORMAT:
         raise OutputError(f"{folder / _INDEX} is not an index of activations of format {_FORMAT}")
-    return dict(index)
+    wrong = [key for key, is_right in _PARTS.items() if key not in index or not is_right(index[key])]
+    if wrong:
+        raise CheckpointError(
+            f"{folder / _INDEX} is damaged: {', '.join(wrong)} missing or not as written; extract anew into another folder"
+        )
+    return index
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text."""
+    return isinstance(value, str)
+
+
+def _is_dtype(value: Any) -> bool:
+    """Whether a value is the name of a dtype as numpy writes it, or the sign that nothing is stored yet."""
+    return value is None or (isinstance(value, str) and re.fullmatch(r"[<>|]f\d+", value) is not None)
+
+
+_PARTS: dict[str, Callable[[Any], bool]] = {
+    "rows_done": _is_count,
+    "texts_done": _is_count,
+    "num_texts": _is_count,
+    "stack": _is_text,
+    "pooling": _is_text,
+    "proof": _is_text,
+    "layers": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "widths": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    "dtype": _is_dtype,
+    "made_from": lambda value: isinstance(value, dict),
+}
+"""What an index holds, and what each part of it looks like."""
 
 
 def _flat(index: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from peftlab.errors import ConfigError, DataError
+from peftlab.inspection.reading_limits import ReadingLimits, as_texts
 from peftlab.inspection.tokenized import TokenizedText, TokenReader
 from peftlab.loading import hash_tokenizer
 
@@ -59,37 +60,36 @@ class TextBatches:
         batch_tokens: Most tokens of a batch, pads included; a longer row has a batch to itself.
 
     Attributes:
+        texts: The texts, as a sequence.
         arguments: The arguments that a part of the model must take to read them.
 
     Raises:
         ConfigError: max_length is more than the model has positions.
-        DataError: There are no texts, or not one decoder text for each.
+        DataError: There are no texts, something is no text, or there is not one decoder text for each.
     """
 
     def __init__(
         self,
         model: nn.Module,
         tokenizer: Any,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
-        decoder_texts: Sequence[str | Sequence[int]] | None = None,
+        decoder_texts: Iterable[str | Sequence[int]] | None = None,
         max_length: int | None = None,
         batch_tokens: int = 2048,
     ) -> None:
-        if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
-            raise DataError(f"texts {str(texts)[:60]!r}: expected a list with at least one text")
-        if decoder_texts is not None and len(decoder_texts) != len(texts):
-            raise DataError(
-                f"{len(decoder_texts)} decoder_texts for {len(texts)} texts: expected one for each"
-            )
+        self.texts = as_texts(texts)
+        self.decoder_texts = None if decoder_texts is None else _as_written(decoder_texts, len(self.texts))
         if batch_tokens < 1:
             raise ConfigError(f"batch_tokens {batch_tokens}: expected a positive number of tokens")
-        self.texts, self.decoder_texts = texts, decoder_texts
         self.max_length, self.batch_tokens = max_length, batch_tokens
         self.arguments = ("input_ids", "decoder_input_ids")[: 1 + (decoder_texts is not None)]
         self._model: Any = model
+        self._limits = ReadingLimits(model, tokenizer, max_length)
         self._reader = TokenReader(tokenizer)
-        self._limit = _most_tokens(model, tokenizer, max_length)
+        for number, given in enumerate(self.decoder_texts or ()):
+            if not isinstance(given, str):
+                self._limits.check_ids(f"decoder text {number}", given, decoder=True)
 
     def read(self, start: int, end: int) -> list[TextRow]:
         """Some of the texts.
@@ -102,7 +102,7 @@ class TextBatches:
             Their rows.
 
         Raises:
-            DataError: One has no tokens, or more than the model has positions.
+            DataError: One has no tokens, more than the model has positions, or some that the model does not know.
         """
         rows = [
             TextRow(tokens) for tokens in self._reader.read(self.texts[start:end], max_length=self.max_length)
@@ -112,7 +112,8 @@ class TextBatches:
                 TextRow(row.source, self._decoder_row(given))
                 for row, given in zip(rows, self.decoder_texts[start:end], strict=True)
             ]
-        self._check(start, [row.lengths for row in rows])
+        targets = [None if row.target is None else row.target.ids for row in rows]
+        self._check(start, [row.source.ids for row in rows], targets)
         return rows
 
     def windows(self, num_tokens: int) -> Iterator[tuple[int, int]]:
@@ -215,8 +216,9 @@ class TextBatches:
     @property
     def _fill(self) -> int:
         """A token for pads, whatever it is: they are masked."""
-        tokenizer = self._reader.tokenizer
-        return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        tokenizer, known = self._reader.tokenizer, min(n or 2**31 for n in self._limits.vocabulary)
+        named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        return next((i for i in named if i is not None and i < known), 0)
 
     def _decoder_row(self, given: str | Sequence[int]) -> TokenizedText:
         """What a decoder reads: ids as they are, or a text shifted by one behind the model's start token."""
@@ -238,28 +240,44 @@ class TextBatches:
     def _lengths(self, start: int, end: int) -> list[tuple[int, int]]:
         """Tokens of some texts, checked, without their offsets."""
         texts = self.texts[start:end]
-        sources = self._reader.count(texts, max_length=self.max_length)
-        targets = [0] * len(sources)
+        sources = self._reader.ids(texts, max_length=self.max_length)
+        targets: list[Sequence[int] | None] = [None] * len(sources)
         for i, given in enumerate(self.decoder_texts[start:end] if self.decoder_texts is not None else ()):
             if isinstance(given, str):
-                targets[i] = self._reader.count([given], max_length=self.max_length)[0]
+                (targets[i],) = self._reader.ids([given], max_length=self.max_length, target=True)
             else:
-                targets[i] = len(given)
-        lengths = list(zip(sources, targets, strict=True))
-        self._check(start, lengths)
-        return lengths
+                targets[i] = given
+        self._check(start, sources, targets)
+        return [(len(source), len(target or ())) for source, target in zip(sources, targets, strict=True)]
 
-    def _check(self, start: int, lengths: Sequence[tuple[int, int]]) -> None:
+    def _check(self, start: int, sources: Sequence[Any], targets: Sequence[Any]) -> None:
         """Refuse texts that the model cannot read."""
-        for number, pair in enumerate(lengths, start):
-            for length in pair[: len(self.arguments)]:
-                if not length:
-                    raise DataError(f"text {number} has no tokens: {self.texts[number][:40]!r}; leave it out")
-                if self._limit is not None and length > self._limit:
-                    raise DataError(
-                        f"text {number} has {length} tokens, the model reads {self._limit}: give max_length={self._limit}"
-                        " to cut such texts, or split them"
-                    )
+        for number, (source, target) in enumerate(zip(sources, targets, strict=True), start):
+            self._limits.check_length(number, len(source), text=self.texts[number])
+            self._limits.check_ids(f"text {number}", source)
+            if target is not None:
+                self._limits.check_length(number, len(target), decoder=True)
+                self._limits.check_ids(f"decoder text {number}", target, decoder=True)
+
+
+def _as_written(given: Iterable[Any], num_texts: int) -> list[str | Sequence[int]]:
+    """What a decoder has written, one for each text: a text, or token ids."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise DataError(f"decoder_texts {str(given)[:60]!r}: expected a list with one for each text")
+    written = list(given)
+    if len(written) != num_texts:
+        raise DataError(f"{len(written)} decoder_texts for {num_texts} texts: expected one for each")
+    for number, item in enumerate(written):
+        if isinstance(item, str):
+            continue
+        ids = item.tolist() if hasattr(item, "tolist") else item
+        if not isinstance(ids, Sequence) or not all(isinstance(token, int) for token in ids):
+            raise DataError(
+                f"decoder_texts[{number}] is {str(item)[:40]!r} of type {type(item).__name__}: expected a text, or a list of"
+                " token ids"
+            )
+        written[number] = ids
+    return written
 
 
 def _hash(items: Sequence[Any]) -> str:
@@ -268,35 +286,6 @@ def _hash(items: Sequence[Any]) -> str:
     for item in items:
         digest.update(json.dumps(item).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _most_tokens(model: nn.Module, tokenizer: Any, max_length: int | None) -> int | None:
-    """The longest text that the model reads, None where it has no limit.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer; its own limit counts where nothing is cut.
-        max_length: What the person asks for.
-
-    Returns:
-        Tokens.
-
-    Raises:
-        ConfigError: More is asked for than the model has positions.
-    """
-    config: Any = getattr(model, "config", None)
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    positions = [getattr(text_config, "max_position_embeddings", None) or -1]
-    for name, module in model.named_modules():  # RoBERTa counts positions from behind its pad id
-        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx:
-            positions.append(module.num_embeddings - module.padding_idx - 1)
-    limit = min((n for n in positions if n > 0), default=None)
-    if max_length is not None and not 0 < max_length <= (limit or max_length):
-        raise ConfigError(f"max_length {max_length}: the model reads 1 to {limit or 'any number of'} tokens")
-    named = int(getattr(tokenizer, "model_max_length", None) or 0)
-    if max_length is None and 0 < named < 10**9:  # above: transformers' way to say that it is not known
-        return min(limit or named, named)
-    return limit
 
 
 def _start_token(model: Any) -> int:

@@ -121,17 +121,20 @@ class TokenReader:
             rows.append(TokenizedText(text, ids, true, special, types, rebuilt))
         return rows
 
-    def count(self, texts: Sequence[str], *, max_length: int | None = None) -> list[int]:
-        """The number of tokens of texts.
+    def ids(
+        self, texts: Sequence[str], *, max_length: int | None = None, target: bool = False
+    ) -> list[list[int]]:
+        """The token ids of texts, without their offsets.
 
         Args:
             texts: The texts.
             max_length: As for `read`.
+            target: As for `read`.
 
         Returns:
-            One number for each text, special tokens counted.
+            A list for each text, special tokens included.
         """
-        return [len(ids) for ids in self._encode(list(texts), special=True, max_length=max_length)]
+        return self._encode(list(texts), special=True, max_length=max_length, target=target)
 
     def says(self, ids: Sequence[int]) -> str:
         """What tokens say, without white space.
@@ -268,13 +271,18 @@ class TokenReader:
         return said if whole else None
 
     def _encode(
-        self, texts: list[str], *, special: bool = False, max_length: int | None = None
+        self,
+        texts: list[str],
+        *,
+        special: bool = False,
+        max_length: int | None = None,
+        target: bool = False,
     ) -> list[list[int]]:
         """Token ids of texts."""
         if not texts:
             return []
         encoded: list[list[int]] = self.tokenizer(
-            texts,
+            **{"text_target" if target else "text": texts},
             add_special_tokens=special,
             truncation=max_length is not None,
             max_length=max_length,

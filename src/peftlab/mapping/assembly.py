@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -12,6 +14,7 @@ from peftlab.errors import ModelError
 from peftlab.family import FamilyMap, Site
 from peftlab.mapping.certifying import certify
 from peftlab.mapping.structure import (
+    alike_siblings,
     block_lists,
     inner_modules,
     input_embedding,
@@ -79,7 +82,7 @@ def assemble(
     for path, blocks in lists.items():
         prefix = next(p for p in cores if path.startswith(p))
         proof = certificates[prefix].stack(path[len(prefix) :])
-        proofs[names[path]] = proof or StackProof(path)
+        proofs[names[path]] = _ordered(proof, len(blocks)) if proof else StackProof(path)
         for layer, block in enumerate(blocks):
             found = proof.kind(signature(block)) if proof else None
             reason = _reason(certificates[prefix], proof, found)
@@ -98,6 +101,17 @@ def assemble(
         certificates=tuple(certificates.values()),
         unproven=unproven,
     )
+
+
+def _ordered(proof: StackProof, num_blocks: int) -> StackProof:
+    """A twin's proof with the order in which this model's blocks run, where some run more than once."""
+    order, known = proof.order, len(set(proof.order))
+    if not order or known == num_blocks:
+        return proof
+    rounds = len(order) // known
+    if order == tuple(range(known)) * rounds:  # the whole stack several times over (HRM)
+        return replace(proof, order=tuple(range(num_blocks)) * rounds)
+    return replace(proof, order=(), outputs="its twin shares its blocks in another way")
 
 
 def _cores(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -149,10 +163,11 @@ def _block_sites(
     """The sites of one block; what is not proved is put into `unproven` and counts to no group."""
     sites = [Site(path, "block", "other", stack, layer)]
     proved = kind or BlockKind("")
+    alike = alike_siblings(block)
     for inner, module in inner_modules(block):
         full = f"{path}.{inner}"
-        role = proved.roles.get(inner)
-        part = proved.parts.get(inner)
+        role = _found(proved.roles, inner, alike(inner))
+        part = _found(proved.parts, inner, alike(inner))
         size = widths(module) if is_linear(module) else (0, 0)
         if part in _MIXERS and not is_linear(module):
             sites.append(Site(full, _MIXERS[part], "attention", stack, layer))
@@ -170,6 +185,15 @@ def _block_sites(
             unproven[full] = reason or _why(inner, proved)
             sites.append(Site(full, "unproven", "other", stack, layer, *size, linear=True))
     return sites
+
+
+def _found(proved: Mapping[str, str], inner: str, alike: str) -> str | None:
+    """What was proved of a module, or of those of the twin that stand in its place: a twin has fewer experts."""
+    if inner in proved or "#" not in alike:
+        return proved.get(inner)
+    siblings = re.compile(re.escape(alike).replace(r"\#", r"[^.]*\d[^.]*"))
+    values = {value for path, value in proved.items() if siblings.fullmatch(path)}
+    return values.pop() if len(values) == 1 else None
 
 
 def _holds_experts(module: nn.Module) -> bool:

@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from dataclasses import replace
+from functools import cache, reduce
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from peftlab.files import sha256, write_json
 from peftlab.mapping.proving import prove
 from peftlab.mapping.structure import block_lists, signature
 from peftlab.mapping.twin import build_twin, twin_config, twin_inputs
+from peftlab.mapping.twin_sizes import LAYERS
 
 _MOST_LAYERS = 16
+_MOST_SHARED = 64
 _MOST_PARAMETERS = 20_000_000
 _known: dict[str, Certificate] = {}
 
@@ -41,8 +44,7 @@ def certify(model: Any) -> Certificate:
     config = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         return Certificate(type(model).__name__, "", problem="it is not a transformers model with a config")
-    family = family_exceptions(getattr(config, "model_type", ""))
-    small = twin_config(config, num_layers=layers_needed(model), changes=getattr(family, "TWIN", None))
+    small = _twin_configs(model, config)
     foreign = _foreign_code(model)
     if foreign is None:
         return _prove(type(model), small)[1]
@@ -56,6 +58,14 @@ def certify(model: Any) -> Certificate:
     return certificate
 
 
+def _twin_configs(model: nn.Module, config: Any) -> list[Any]:
+    """The configs of a model's twins: one, and more where its family says that one has not every make of block."""
+    family = family_exceptions(getattr(config, "model_type", ""))
+    changes = [getattr(family, "TWIN", None), *getattr(family, "ALSO", ())]
+    layers = layers_needed(model)
+    return [twin_config(config, num_layers=layers, changes=change) for change in changes]
+
+
 def layers_needed(model: nn.Module) -> int:
     """How many layers a twin needs to have every make of block that a model has, four at least.
 
@@ -63,13 +73,23 @@ def layers_needed(model: nn.Module) -> int:
         model: The model, on any device.
 
     Returns:
-        The number, at most 16.
+        The number, at most 16; all layers where blocks are shared between them.
     """
-    most = 4
+    most, longest = 4, 0
     for blocks in block_lists(model).values():
         marks = [signature(block) for block in blocks]
         most = max(most, *(marks.index(mark) + 1 for mark in set(marks)))
+        longest = max(longest, len(blocks))
+    declared = _declared_layers(model)
+    if longest and longest < declared <= _MOST_SHARED:
+        return declared  # blocks are shared (ALBERT): which makes which layer shows in a twin of the same depth alone
     return min(most, _MOST_LAYERS)
+
+
+def _declared_layers(model: Any) -> int:
+    """The number of layers that a model's own config gives; 0 where it gives none."""
+    known = vars(model.config) if hasattr(model, "config") else {}
+    return max([value for name, value in known.items() if name in LAYERS and isinstance(value, int)] or [0])
 
 
 def family_exceptions(model_type: str) -> Any:
@@ -118,20 +138,22 @@ def _proving_code() -> list[str]:
     ]
 
 
-def _key(model_class: type, small: Any, foreign: list[str]) -> str:
+def _key(model_class: type, small: Sequence[Any], foreign: list[str]) -> str:
     """One key for a class, a config without its sizes, and everything that could change a proof."""
     facts = {
         "code": _proving_code(),
         "foreign": foreign,
         "class": f"{model_class.__module__}.{model_class.__qualname__}",
-        "config": small.to_dict(),
+        "configs": [config.to_dict() for config in small],
         "version": VERSION,
         "libraries": [metadata.version(name) for name in ("transformers", "torch")],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def prove_config(model_class: type[nn.Module], config: Any) -> tuple[nn.Module | None, Certificate]:
+def prove_config(
+    model_class: type[nn.Module], config: Any
+) -> tuple[nn.Module | None, Certificate, nn.Module]:
     """Prove the architecture of a class and a config, without the cache.
 
     Args:
@@ -139,29 +161,49 @@ def prove_config(model_class: type[nn.Module], config: Any) -> tuple[nn.Module |
         config: A config of any size.
 
     Returns:
-        The twin and its certificate; None and the problem where no twin runs.
+        The twin and its certificate, None and the problem where no twin runs; and the whole model on the meta device.
     """
     with torch.device("meta"):
         whole = getattr(model_class, "_from_config", model_class)(copy.deepcopy(config))
-    family = family_exceptions(config.model_type)
-    small = twin_config(config, num_layers=layers_needed(whole), changes=getattr(family, "TWIN", None))
-    return _prove(model_class, small)
+    return *_prove(model_class, _twin_configs(whole, config)), whole
 
 
-def _prove(model_class: type[nn.Module], small: Any) -> tuple[nn.Module | None, Certificate]:
-    """Build the twin and carry out the experiments; a twin that cannot be built or run is the certificate's problem."""
-    name, model_type = model_class.__name__, getattr(small, "model_type", "")
+def _prove(model_class: type[nn.Module], small: Sequence[Any]) -> tuple[nn.Module | None, Certificate]:
+    """Build the twins and carry out the experiments on each; the first is the one that is told of.
+
+    A twin that cannot be built or run is the certificate's problem.
+    """
+    name, model_type = model_class.__name__, getattr(small[0], "model_type", "")
     try:
         with _plain_torch():
-            twin = build_twin(model_class, small)
-            count = sum(p.numel() for p in twin.parameters())
-            if count > _MOST_PARAMETERS:
-                raise ValueError(f"a tiny {name} still has {count:,} parameters")
-            return twin, prove(twin, complete_inputs(twin, twin_inputs(twin)))
+            twins = [_build(model_class, config) for config in small]
+            first, *more = (prove(twin, complete_inputs(twin, twin_inputs(twin))) for twin in twins)
+            return twins[0], reduce(_with_makes_of, more, first)
     except Exception as error:  # noqa: BLE001 - any model code can fail in any way; the reason is kept and told
         said = (str(error).strip() or "no message").splitlines()[0][:200]
         problem = f"no tiny twin of it runs ({type(error).__name__}: {said})"
         return None, Certificate(name, model_type, problem=problem)
+
+
+def _build(model_class: type[nn.Module], config: Any) -> nn.Module:
+    """A twin that is tiny indeed."""
+    twin = build_twin(model_class, config)
+    count = sum(p.numel() for p in twin.parameters())
+    if count > _MOST_PARAMETERS:
+        raise ValueError(f"a tiny {model_class.__name__} still has {count:,} parameters")
+    return twin
+
+
+def _with_makes_of(one: Certificate, other: Certificate) -> Certificate:
+    """A certificate, and the makes of blocks that only another twin has where its block outputs are hidden states too."""
+    stacks = []
+    for stack in one.stacks:
+        further = other.stack(stack.path)
+        known = {kind.signature for kind in stack.kinds}
+        makes = [kind for kind in further.kinds if kind.signature not in known] if further else []
+        worse = further.outputs if further and makes and stack.outputs == "equal" else stack.outputs
+        stacks.append(replace(stack, kinds=(*stack.kinds, *makes), outputs=worse))
+    return replace(one, stacks=tuple(stacks), seconds=one.seconds + other.seconds)
 
 
 @contextmanager

@@ -72,16 +72,18 @@ def _prove_stack(
 ) -> StackProof:
     """All experiments on one stack."""
     paths = [f"{path}.{i}" for i in range(len(blocks))]
-    runs = [call for p in paths for call in calls.get(p, ())]
-    if not runs:
+    made = sorted((call.turn, i, call) for i, p in enumerate(paths) for call in calls.get(p, ()))
+    if not made:
         return StackProof(path)
+    runs = [call for _, _, call in made]
+    order = tuple(i for _, i, _ in made)
     outputs = [call.result for call in runs]
     outside = [p for p, m in twin.named_modules() if _may_be_norm(m) and not p.startswith(f"{path}.")]
     norm = find_final_norm(outputs[-1], calls, outside)
     behind = [
         call.result
-        for p, made in calls.items()
-        for call in made
+        for p, own_calls in calls.items()
+        for call in own_calls
         if not p.startswith(f"{path}.") and call.result is not None and equal(call.hidden, outputs[-1])
     ]
     verdict, layout = compare_outputs(
@@ -94,7 +96,8 @@ def _prove_stack(
         mark = signature(block)
         if mark not in kinds and block_path in calls:
             kinds[mark] = _prove_kind(block, calls[block_path][0], own, seen, mark, fed)
-    return StackProof(path, layout, verdict, max(1, len(runs) // len(blocks)), norm, tuple(kinds.values()))
+    shared = len(set(order)) < len(order)
+    return StackProof(path, layout, verdict, order if shared else (), norm, tuple(kinds.values()))
 
 
 def _lengths_of_others(path: str, calls: Mapping[str, list[Call]]) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -53,22 +54,25 @@ def spot_check(model: Any, family: FamilyMap, inputs: Mapping[str, Any] | None =
 def _claims(family: FamilyMap, stack: str) -> bool:
     """Whether the certificate says that the stack's outputs are hidden states."""
     proof = family.proofs.get(stack)
-    return proof is not None and proof.outputs == "equal" and proof.calls == 1
+    return proof is not None and proof.outputs == "equal"
 
 
-def _run(model: nn.Module, family: FamilyMap, row: Mapping[str, Any]) -> tuple[dict[str, Call], Any]:
+def _run(model: nn.Module, family: FamilyMap, row: Mapping[str, Any]) -> tuple[dict[str, list[Call]], Any]:
     """One forward pass; the calls of blocks, final norms and head."""
     head = output_head(model)
     paths = {site.path for site in family.blocks()}
     paths |= {proof.final_norm for proof in family.proofs.values() if proof.final_norm}
-    calls: dict[str, Call] = {}
+    calls: dict[str, list[Call]] = {}
+    turns = count()
     handles = []
     for path, module in model.named_modules():
         if path in paths or module is head:
             name = "head" if module is head else path
             handles.append(
                 module.register_forward_hook(
-                    lambda _, args, kwargs, out, name=name: calls.__setitem__(name, Call(args, kwargs, out)),
+                    lambda _, args, kwargs, out, name=name: calls.setdefault(name, []).append(
+                        Call(args, kwargs, out, next(turns))
+                    ),
                     with_kwargs=True,
                 )
             )
@@ -84,23 +88,31 @@ def _run(model: nn.Module, family: FamilyMap, row: Mapping[str, Any]) -> tuple[d
     return calls, output
 
 
-def _check_stack(family: FamilyMap, stack: str, calls: Mapping[str, Call], output: Any) -> str:
-    """Compare the outputs of one stack's blocks with the hidden states."""
-    outputs = [calls[site.path].result if site.path in calls else None for site in family.blocks(stack)]
-    norm = calls.get(family.proofs[stack].final_norm or "")
-    normed = [] if norm is None or norm.result is None else [norm.result]
+def _check_stack(family: FamilyMap, stack: str, calls: Mapping[str, list[Call]], output: Any) -> str:
+    """Compare the outputs of one stack's blocks with the hidden states, in the order in which they were made."""
+    made = [call for site in family.blocks(stack) for call in calls.get(site.path, ())]
+    outputs = [call.result for call in sorted(made, key=lambda call: call.turn)]
+    norms = calls.get(family.proofs[stack].final_norm or "", ())
+    normed = [norm.result for norm in norms if norm.result is not None]
+    if len(outputs) != family.num_outputs(stack):
+        raise ModelError(
+            _broken(family, f"{len(outputs)} blocks ran, not {family.num_outputs(stack)} ({stack})")
+        )
     verdict, _ = compare_outputs(outputs, hidden_states_of(output), normed)
     if verdict != "equal":
         raise ModelError(_broken(family, f"{verdict} ({stack})"))
-    return f"{stack}: the outputs of {len(outputs)} blocks are the hidden states"
+    return f"{stack}: the outputs of {len(outputs)} layers are the hidden states"
 
 
-def _logits_differ(model: nn.Module, calls: Mapping[str, Call], output: Any) -> bool:
+def _logits_differ(model: nn.Module, calls: Mapping[str, list[Call]], output: Any) -> bool:
     """Whether there are logits and a head that does not give them."""
     logits = getattr(output, "logits", None)
     if "head" not in calls or logits is None:
         return False
-    return compare_head(logits.float(), _float(first_tensor(calls["head"].output))) not in ("equal", "none")
+    return compare_head(logits.float(), _float(first_tensor(calls["head"][-1].output))) not in (
+        "equal",
+        "none",
+    )
 
 
 def _float(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -10,11 +10,14 @@ Source: transformers `modeling_layers.py`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+_NUMBER = re.compile(r"\d")
 
 
 def block_lists(model: nn.Module) -> dict[str, list[nn.Module]]:
@@ -211,10 +214,43 @@ def signature(block: nn.Module) -> str:
         block: A block.
 
     Returns:
-        Sixteen hexadecimal digits; equal for blocks of one make, whatever their sizes.
+        Sixteen hexadecimal digits; equal for blocks of one make, whatever their sizes and numbers of experts.
     """
-    found = [f"{path}:{type(unwrap(module)).__name__}" for path, module in inner_modules(block)]
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+    alike = alike_siblings(block)
+    found = {f"{alike(path)}:{type(unwrap(module)).__name__}" for path, module in inner_modules(block)}
+    return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16]
+
+
+def alike_siblings(block: nn.Module) -> Callable[[str], str]:
+    """Read the numbered members of a list or dict, where all are of one make, such as experts, as one.
+
+    Args:
+        block: A block.
+
+    Returns:
+        From a path in the block to the path with "#" for every such member.
+    """
+    groups = {
+        path
+        for path, module in inner_modules(block)
+        if isinstance(module, nn.ModuleList | nn.ModuleDict)
+        and len({_make(member) for name, member in module.named_children() if _NUMBER.search(name)}) == 1
+    }
+
+    def alike(path: str) -> str:
+        parts = path.split(".")
+        return ".".join(
+            "#" if _NUMBER.search(part) and ".".join(parts[:i]) in groups else part
+            for i, part in enumerate(parts)
+        )
+
+    return alike
+
+
+def _make(module: nn.Module) -> tuple[str, ...]:
+    """What a module is made of, by paths and classes."""
+    inside = (f"{path}:{type(unwrap(m)).__name__}" for path, m in inner_modules(module))
+    return (type(unwrap(module)).__name__, *inside)
 
 
 def inner_modules(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:

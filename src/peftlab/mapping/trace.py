@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ class Call:
         args: Positional arguments.
         kwargs: Named arguments.
         output: What came back, as it came.
+        turn: When it came back, counted over all calls of a forward pass.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    turn: int = 0
 
     @property
     def result(self) -> torch.Tensor | None:
@@ -89,10 +92,12 @@ def record(model: nn.Module, inputs: Mapping[str, Any], **options: Any) -> tuple
         Path to its calls, in order; and the model's output. A shared module's calls stand under its first path.
     """
     calls: dict[str, list[Call]] = {}
+    turns = count()
 
     def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            calls.setdefault(path, []).append(Call(*_copies((args, kwargs, output))))
+            args, kwargs, output = _copies((args, kwargs, output))
+            calls.setdefault(path, []).append(Call(args, kwargs, output, next(turns)))
 
         return hook
 

@@ -162,9 +162,9 @@ def twin_inputs(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
         inputs["input_ids"] = ids
     if main == "pixel_values" or _has_two_towers(config):
         seen = getattr(config, "vision_config", config)
-        inputs["pixel_values"] = torch.randn(
-            ROWS, seen.num_channels, seen.image_size, seen.image_size, generator=source
-        )
+        size = seen.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        inputs["pixel_values"] = torch.randn(ROWS, seen.num_channels, height, width, generator=source)
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids.flip(0)[:, : LENGTH - 3]
     return inputs

@@ -26,7 +26,7 @@ from peftlab.memory.search import largest_fitting
 from peftlab.memory.steps import BatchShape
 
 BATCH_SIZES = (1, 2, 4, *range(8, 4097, 8))
-"""The batch sizes that are chosen from."""
+"""The batch sizes that are chosen from where the rows of an optimizer step may change with them."""
 _LENGTH_STEP = 64
 
 _MODEL_CHANGES: tuple[tuple[str, str, Any], ...] = (
@@ -35,7 +35,8 @@ _MODEL_CHANGES: tuple[tuple[str, str, Any], ...] = (
 )
 """What can be changed about the model: in words, the key below `model`, its value."""
 
-FITS, FITS_IF, DOES_NOT_FIT = "fits", "fits if", "does not fit"
+FITS, FITS_IF, DOES_NOT_FIT, NOT_PREDICTED = "fits", "fits if", "does not fit", "not predicted"
+"""What can be said of a run. The last is for who plans more than memory: here it is a `ModelError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,14 @@ class BatchChoice:
 
     Attributes:
         batch_size: Rows of one forward pass.
+        accumulation_steps: Forward passes of an optimizer step with it.
         prediction: What a step of it takes on the longest batch.
         too_large: The next larger batch that was considered; None where it is the largest of all.
         measured: What a real step of it took; None where none was taken.
     """
 
     batch_size: int
+    accumulation_steps: int
     prediction: MemoryPrediction
     too_large: int | None
     measured: MeasuredPeak | None = None
@@ -110,6 +113,7 @@ class _Case:
         shape: The batch.
         source: The base.
         attach: Makes the base tunable.
+        keep_step: Whether an optimizer step keeps its rows when the batch size changes.
         known: Predictions made so far, of this and its changed forms.
     """
 
@@ -117,6 +121,7 @@ class _Case:
     shape: BatchShape
     source: ModelSource
     attach: Attach | None
+    keep_step: bool = False
     known: dict[tuple[str, BatchShape], MemoryPrediction] = field(default_factory=dict)
 
     def predict(self) -> MemoryPrediction:
@@ -134,8 +139,13 @@ class _Case:
         return replace(self, config=self.config.model_copy(update={"model": model}))
 
     def with_rows(self, rows: int) -> _Case:
-        """The same with another batch size."""
-        return replace(self, shape=replace(self.shape, rows=rows))
+        """The same with another batch size, and where the step keeps its rows in as many forward passes as they take."""
+        training = self.config.training
+        changed = {"batch_size": rows}
+        if self.keep_step:
+            changed["accumulation_steps"] = training.batch_size * training.accumulation_steps // rows
+        config = self.config.model_copy(update={"training": training.model_copy(update=changed)})
+        return replace(self, config=config, shape=replace(self.shape, rows=rows))
 
     def with_length(self, length: int) -> _Case:
         """The same with rows of at most so many tokens."""
@@ -188,8 +198,8 @@ def choose_batch_size(
     shape: BatchShape | None = None,
     attach: Attach | None = None,
     memory: int | None = None,
-    sizes: Sequence[int] = BATCH_SIZES,
-    confirm: Callable[[BatchShape], MeasuredPeak] | None = None,
+    keep_step: bool = False,
+    confirm: Callable[[RunConfig, BatchShape], MeasuredPeak] | None = None,
 ) -> BatchChoice:
     """Choose the largest batch whose longest rows fit into memory; no step runs out of it on the way.
 
@@ -199,8 +209,10 @@ def choose_batch_size(
         shape: The longest rows; their number is what is chosen.
         attach: Makes the base tunable; None takes the config's method.
         memory: Bytes there are; None looks at the device.
-        sizes: What is chosen from, rising.
-        confirm: Takes one real step on a batch and measures it, as `measure_step` does; None believes the prediction.
+        keep_step: Whether an optimizer step keeps its rows: then the divisors of their number are chosen from, each with
+            the forward passes that it takes; else `BATCH_SIZES`.
+        confirm: Takes real steps of a run with the chosen batch and measures them, as `confirm_with` gives it; None
+            believes the prediction.
 
     Returns:
         The choice.
@@ -209,9 +221,9 @@ def choose_batch_size(
         ModelError: Not even one row fits, or its memory cannot be predicted.
         RunError: The real step took more than there is.
     """
-    case = _make_case(config, source, shape, attach)
+    case = replace(_make_case(config, source, shape, attach), keep_step=keep_step)
     budget = find_budget(planned_device(config)[0], memory=memory)
-    choice = _largest_batch(case, budget, sizes)
+    choice = _largest_batch(case, budget)
     if choice is None:
         least = case.with_rows(1).predict()
         raise ModelError(
@@ -220,7 +232,7 @@ def choose_batch_size(
         )
     if confirm is None:
         return choice
-    measured = confirm(choice.prediction.shape)
+    measured = confirm(case.with_rows(choice.batch_size).config, choice.prediction.shape)
     if measured.peak_bytes + budget.beside_bytes > budget.total_bytes:
         raise RunError(
             f"a step of {choice.batch_size} rows was predicted to take {choice.prediction.peak_bytes:,} bytes and took"
@@ -241,13 +253,28 @@ def _make_case(
     return _Case(config, shape, source, attach)
 
 
-def _largest_batch(case: _Case, budget: Budget, sizes: Sequence[int] = BATCH_SIZES) -> BatchChoice | None:
-    """The largest of the sizes that fits, None where none does."""
-    found = _largest(case.with_rows, sizes, budget, near=case.shape.rows)
+def _largest_batch(case: _Case, budget: Budget) -> BatchChoice | None:
+    """The largest batch that fits, None where none does."""
+    sizes = _divisors(case.config) if case.keep_step else BATCH_SIZES
+    searched = sizes
+    if case.keep_step:
+        # a batch that is the whole step meets no gradients of an earlier pass, and may take less than its half does
+        whole = case.with_rows(sizes[-1]).predict()
+        if budget.fits(whole.peak_bytes):
+            return BatchChoice(sizes[-1], 1, whole, None)
+        searched = sizes[:-1]
+    found = _largest(case.with_rows, searched, budget, near=case.shape.rows)
     if found is None:
         return None
     place = sizes.index(found[0]) + 1
-    return BatchChoice(*found, sizes[place] if place < len(sizes) else None)
+    accumulation_steps = case.with_rows(found[0]).config.training.accumulation_steps
+    return BatchChoice(found[0], accumulation_steps, found[1], sizes[place] if place < len(sizes) else None)
+
+
+def _divisors(config: RunConfig) -> tuple[int, ...]:
+    """The batch sizes that the rows of an optimizer step can be divided into, rising."""
+    rows = config.training.batch_size * config.training.accumulation_steps
+    return tuple(size for size in range(1, rows + 1) if rows % size == 0)
 
 
 def _largest(

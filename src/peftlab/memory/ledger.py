@@ -34,6 +34,9 @@ FORWARD, BACKWARD, UPDATE, BETWEEN = "forward pass", "backward pass", "optimizer
 
 _ITEM, _EQUAL = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default
 _DEVICE = torch.ops.prim.device.default
+_JOIN = torch.ops.aten.cat.default
+_LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default)
+"""How a number written in code becomes a tensor: these take one that has data."""
 
 
 @dataclass(slots=True)
@@ -92,6 +95,7 @@ class StorageLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.device_type, self.moment, self._is_equal = device_type, BETWEEN, is_equal
         self._all: list[_Storage] = []
         self._alive: dict[int, _Storage] = {}
+        self._stand_ins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._time = self._live = 0
         self._highest, self._scratch, self._when = 0, 0, 0
         self._what = ("", "")
@@ -104,11 +108,15 @@ class StorageLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._answer(args[0])
         if func is _EQUAL:
             return self._is_equal(*args)
+        if any(type(arg) is torch.Tensor for arg in args) and func not in _LIFTS:
+            args = tuple(self._stand_in(arg) if type(arg) is torch.Tensor else arg for arg in args)
         results = carry_out(func, args, kwargs or {})
         for result in results if isinstance(results, tuple | list) else (results,):
             if isinstance(result, torch.Tensor):
                 self.note(result)
-                if not result.is_floating_point() and any(self._has_pads(argument) for argument in args):
+                # virtual tokens are joined to a mask as ones, and in peft these are floats
+                can_mask = func is _JOIN or not result.is_floating_point()
+                if can_mask and any(self._has_pads(argument) for argument in args):
                     self.mark_pads(result)
         scratch = scratch_bytes(func, args, self.device_type)
         if self._live + scratch > self._highest:
@@ -141,16 +149,26 @@ class StorageLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Say that a mask has pads, and so has every mask made of it.
 
         Args:
-            mask: A noted fake tensor of whole numbers or truths.
+            mask: A noted fake tensor of whole numbers or truths, or such a one behind ones.
         """
         self._alive[id(mask.untyped_storage())].has_pads = True
 
     def _has_pads(self, value: Any) -> bool:
-        """Whether a value is a mask that has pads."""
-        if not isinstance(value, torch.Tensor) or value.is_floating_point():
+        """Whether a value is a mask that has pads, or masks of which one has."""
+        if isinstance(value, list):
+            return any(self._has_pads(one) for one in value)
+        if not isinstance(value, torch.Tensor):
             return False
         known = self._alive.get(id(value.untyped_storage()))
         return known is not None and known.has_pads
+
+    def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A fake in the place of a tensor that a model keeps beside its parameters and buffers."""
+        if id(tensor) not in self._stand_ins:  # it is kept too, so that no other one gets its id
+            fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            self.note(fake, WEIGHTS)
+            self._stand_ins[id(tensor)] = (tensor, fake)
+        return self._stand_ins[id(tensor)][1]
 
     def _answer(self, scalar: torch.Tensor) -> bool | float | int:
         """The value of a scalar that has none."""

@@ -34,18 +34,17 @@ class MeasuredPeak:
     shape: BatchShape
 
 
-def confirm_with(config: RunConfig, source: ModelSource) -> Callable[[BatchShape], MeasuredPeak]:
+def confirm_with(source: ModelSource) -> Callable[[RunConfig, BatchShape], MeasuredPeak]:
     """A function that takes the first steps of a run with its real weights, for `choose_batch_size`.
 
     Args:
-        config: The run.
         source: The base; its weights are read anew each time, and let go of.
 
     Returns:
-        From the longest batch to the measured peak.
+        From a run and its longest batch to the measured peak.
     """
 
-    def confirm(shape: BatchShape) -> MeasuredPeak:
+    def confirm(config: RunConfig, shape: BatchShape) -> MeasuredPeak:
         attachment = attach_method(config, source)(
             load_model(source, config.model, seed=config.training.seed)
         )

@@ -9,10 +9,11 @@ from __future__ import annotations
 from peftlab.batches import Row
 from peftlab.config import RunConfig
 from peftlab.devices import num_processes
-from peftlab.errors import ConfigError
+from peftlab.errors import ConfigError, ModelError
 from peftlab.loading import ModelSource
 from peftlab.memory.fitting import BatchChoice, choose_batch_size
 from peftlab.memory.measuring import confirm_with
+from peftlab.memory.prediction import find_structure
 from peftlab.memory.steps import BatchShape
 
 
@@ -32,8 +33,8 @@ def longest_batch(rows: list[Row], num_rows: int) -> BatchShape:
 def split_step(
     config: RunConfig,
     *,
-    source: ModelSource,
-    rows: list[Row],
+    source: ModelSource | None = None,
+    shape: BatchShape | None = None,
     memory: int | None = None,
     confirm: bool = True,
 ) -> tuple[RunConfig, BatchChoice]:
@@ -41,16 +42,16 @@ def split_step(
 
     Args:
         config: The run; `batch_size` times `accumulation_steps` rows make its step.
-        source: The base.
-        rows: All rows that are trained on.
+        source: The base; None finds it by its config, for a prediction alone.
+        shape: The longest rows, whatever their number; None takes `task.max_length` tokens.
         memory: Bytes there are; None looks at the device.
-        confirm: Whether one real step on the longest batch, with the base's weights, is taken and measured.
+        confirm: Whether real steps on the longest batch, with the base's weights, are taken and measured.
 
     Returns:
-        The config with both numbers, and what was predicted and measured.
+        The config with both numbers, which asks for no further choice, and what was predicted and measured of it.
 
     Raises:
-        ConfigError: Several processes would have to choose the same.
+        ConfigError: Several processes would have to choose the same; or rows are longer than the model's positions.
         ModelError: Not even one row fits, or its memory cannot be predicted.
         RunError: The real step took more than there is.
     """
@@ -59,34 +60,46 @@ def split_step(
             "training.auto_batch_size (--auto_batch_size) looks at the memory of one process, and this run has"
             f" {num_processes()}; set training.batch_size and training.accumulation_steps, `peftlab plan` says what fits"
         )
-    training = config.training
-    total = training.batch_size * training.accumulation_steps
-    sizes = [size for size in range(1, total + 1) if total % size == 0]
-    choice = choose_batch_size(
-        config,
-        source=source,
-        shape=longest_batch(rows, training.batch_size),
-        memory=memory,
-        sizes=sizes,
-        confirm=confirm_with(config, source) if confirm else None,
-    )
-    chosen = {"batch_size": choice.batch_size, "accumulation_steps": total // choice.batch_size}
-    return config.model_copy(update={"training": training.model_copy(update=chosen)}), choice
+    # what is chosen once is kept: the same config, given back on another machine, repeats the run
+    fixed = _with_training(config, auto_batch_size=False)
+    source = source or find_structure(config)
+    try:
+        choice = choose_batch_size(
+            fixed,
+            source=source,
+            shape=shape,
+            memory=memory,
+            keep_step=True,
+            confirm=confirm_with(source) if confirm else None,
+        )
+    except ModelError as error:
+        raise ModelError(
+            f"training.auto_batch_size (--auto_batch_size) finds no batch size: {error}"
+        ) from error
+    chosen = {"batch_size": choice.batch_size, "accumulation_steps": choice.accumulation_steps}
+    return _with_training(fixed, **chosen), choice
 
 
-def describe_split(choice: BatchChoice, accumulation_steps: int) -> str:
+def _with_training(config: RunConfig, **changed: int) -> RunConfig:
+    """The config with other settings of training."""
+    return config.model_copy(update={"training": config.training.model_copy(update=changed)})
+
+
+def describe_split(choice: BatchChoice) -> str:
     """A choice in words.
 
     Args:
         choice: What was chosen.
-        accumulation_steps: Forward passes of a step.
 
     Returns:
         One line for a pre-flight.
     """
+    passes = (
+        "1 forward pass" if choice.accumulation_steps == 1 else f"{choice.accumulation_steps} forward passes"
+    )
     said = (
-        f"auto_batch_size: {choice.batch_size} rows x {accumulation_steps} forward passes a step; predicted peak of the"
-        f" longest batch {choice.prediction.peak_bytes:,} bytes"
+        f"auto_batch_size: {choice.batch_size} rows x {passes} a step; predicted peak of the longest batch"
+        f" {choice.prediction.peak_bytes:,} bytes"
     )
     if choice.measured is not None:
         said += f", measured {choice.measured.peak_bytes:,} ({choice.measured.account})"

@@ -141,8 +141,29 @@ def make_trainer(
     arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"
     longest = LongestBatch(shape, head=head, vocabulary=vocabulary)
     rows = [longest.longest] * (shape.rows * training.accumulation_steps * schedule.total_steps)
-    parts = TrainingParts(attachment, schedule, objective, longest, rows, [], seed=training.seed)
+    whole = _WholeRun(attachment, config.make_schedule())
+    parts = TrainingParts(whole, schedule, objective, longest, rows, [], seed=training.seed)
     return LabTrainer(parts, arguments, list(callbacks))
+
+
+class _WholeRun:
+    """An attachment that is told of the whole run: a method that lays out its steps would find too few in these.
+
+    Args:
+        attachment: What is trained.
+        schedule: The run's own.
+    """
+
+    def __init__(self, attachment: Attachment, schedule: Schedule) -> None:
+        self._attachment, self._schedule = attachment, schedule
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the attachment's own."""
+        return getattr(self._attachment, name)
+
+    def begin(self, schedule: Schedule) -> None:
+        """Told before training; what is told here are its first steps alone."""
+        self._attachment.begin(self._schedule)
 
 
 def _shortened(schedule: Schedule) -> Schedule:

@@ -12,11 +12,13 @@ def render_memory(plan: Mapping[str, Any]) -> str:
     """Whether a run fits into memory, in words and tables.
 
     Args:
-        plan: As `MemoryPlan.as_dict` gives it.
+        plan: As `MemoryPlan.as_dict` gives it; or a verdict with its reason alone, where nothing could be predicted.
 
     Returns:
         Several lines of text.
     """
+    if "reason" in plan:
+        return f"memory of a training step {plan['verdict']}: {plan['reason']}"
     prediction, budget = plan["prediction"], plan["budget"]
     asked = (
         f"memory of a training step, {describe_step(prediction)}, predicted in {prediction['seconds']:.1f} s"
@@ -33,9 +35,7 @@ def render_memory(plan: Mapping[str, Any]) -> str:
     if batch is None:
         lines.append("not even a batch of one row fits as it is")
     else:
-        beyond = f"; {batch['too_large']:,} do not fit" if batch["too_large"] else ""
-        peak = show_bytes(batch["prediction"]["peak_bytes"])
-        lines.append(f"largest batch that fits as it is: {batch['batch_size']:,} rows, peak {peak}{beyond}")
+        lines.append(f"largest batch that fits as it is: {_describe_batch(batch)}")
     if plan["warning"]:
         lines.append(f"mind: {plan['warning']}")
     return "\n".join(lines)
@@ -88,6 +88,14 @@ def option_rows(options: list[Mapping[str, Any]]) -> list[list[Any]]:
         peak, needed = show_bytes(option["prediction"]["peak_bytes"]), show_bytes(option["needed_bytes"])
         rows.append([option["change"], settings, peak, needed, option["fits"]])
     return rows
+
+
+def _describe_batch(batch: Mapping[str, Any]) -> str:
+    """How large a batch can be; the largest that was considered is no limit."""
+    rows, peak = batch["batch_size"], show_bytes(batch["prediction"]["peak_bytes"])
+    if batch["too_large"] is None:
+        return f"{rows:,} or more rows, peak of {rows:,} {peak}"
+    return f"{rows:,} rows, peak {peak}; {batch['too_large']:,} do not fit"
 
 
 def _describe_needed(budget: Mapping[str, Any]) -> str:

@@ -98,8 +98,8 @@ class Block:
         layers = self._kind["layers"]
         name = f"{letter} " if letter else ""
         name += f"block × {len(layers)}" if len(layers) > 1 else "block"
-        if self._stack["runs"] > 1:
-            name += f", run {self._stack['runs']} times"
+        if self._stack["num_layers"] > self._stack["num_blocks"]:
+            name += f", {self._stack['num_layers']} layers share {self._stack['num_blocks']}"
         note = "" if self._kind["ordered"] else " · as listed, not as run"
         return name, f"{show_layers(layers)}{note}"
 
