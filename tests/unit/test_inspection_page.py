@@ -208,10 +208,13 @@ def test_a_residual_that_is_not_proved_is_not_drawn(document: dict[str, Any]) ->
     assert "residual not proved" in drawing
 
 
-def test_a_shared_block_tells_how_often_it_runs(document: dict[str, Any]) -> None:
+def test_a_shared_block_tells_which_layers_share_it(document: dict[str, Any]) -> None:
     other, stack = changed(document)
-    stack["runs"], stack["kinds"][0]["layers"] = 12, [0]
-    assert "block, run 12 times" in draw_model(other)
+    stack["num_layers"], stack["num_blocks"], stack["order"] = 12, 1, [0] * 12
+    stack["kinds"][0]["layers"] = [0]
+    drawn = draw_model(other)
+    assert "block, 12 layers share 1" in drawn
+    assert "layers 0 to 11" in drawn
 
 
 def test_layers_as_people_write_them() -> None:

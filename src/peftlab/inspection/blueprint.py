@@ -105,6 +105,7 @@ def _describe_stack(
         "path": blocks[0].path.rpartition(".")[0],
         "num_layers": family.num_outputs(stack),
         "num_blocks": len(blocks),
+        "order": list(family.order(stack)),
         "layout": family.layout(stack),
         "outputs": proof.outputs if proof else "not run",
         "final_norm": proof.final_norm if proof else None,

@@ -38,8 +38,8 @@ def model_facts(model: nn.Module, config: Any, tokenizer: Any | None, family: Fa
         "class": type(_core(model)).__name__,
         "shape": _shape(config, family),
         **{
-            ("layers" if len(family.stacks) == 1 else f"layers of {stack}"): number
-            for stack, number in family.stacks.items()
+            ("layers" if len(family.stacks) == 1 else f"layers of {stack}"): family.num_outputs(stack)
+            for stack in family.stacks
         },
         "hidden size": _first(text, "hidden_size", "d_model"),
         "intermediate size": next((s.in_features for s in family.sites if s.role == "mlp.down"), None)

@@ -104,7 +104,7 @@ def _check(subject: Subject, request: InspectRequest) -> None:
     """Refuse, before weights are read, layers that are not there and texts that cannot be read."""
     structure = subject.structure()
     family = map_model(structure)
-    most = max(family.stacks.values())
+    most = max(family.num_outputs(stack) for stack in family.stacks)
     wrong = [layer for layer in request.layers or () if layer >= most]
     if wrong:
         raise ConfigError(

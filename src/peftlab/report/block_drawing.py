@@ -100,6 +100,7 @@ class Block:
         name += f"block × {len(layers)}" if len(layers) > 1 else "block"
         if self._stack["num_layers"] > self._stack["num_blocks"]:
             name += f", {self._stack['num_layers']} layers share {self._stack['num_blocks']}"
+            layers = [layer for layer, block in enumerate(self._stack["order"]) if block in layers]
         note = "" if self._kind["ordered"] else " · as listed, not as run"
         return name, f"{show_layers(layers)}{note}"
 
