@@ -90,8 +90,10 @@ class PeftAttachment:
         Raises:
             TargetError: They differ.
         """
-        adapted = set(self.model.base_model.targeted_module_names)
+        tuner = self.model.base_model
+        adapted = {*tuner.targeted_module_names, *getattr(tuner, "targeted_parameter_names", ())}
         wanted = {site.path for site in self.selection.adapted}
+        wanted |= set(getattr(self.config, "target_parameters", None) or ())
         if adapted != wanted:
             raise TargetError(
                 f"peft adapted {sorted(adapted - wanted)} beside the targets and left out {sorted(wanted - adapted)}"
@@ -302,6 +304,24 @@ def target_names(family: FamilyMap, sites: Sequence[Site]) -> list[str]:
     short = sorted({path.rpartition(".")[2] for path in chosen})
     matched = {site.path for site in family.sites if site.path.rpartition(".")[2] in short}
     return short if matched == chosen else sorted(chosen)
+
+
+def expert_parameters(model: nn.Module, sites: Sequence[Site]) -> list[str]:
+    """The 3-D parameters of groups of experts, one matrix for each expert; peft's `target_parameters`.
+
+    Args:
+        model: The base.
+        sites: The groups.
+
+    Returns:
+        Full names.
+    """
+    return [
+        f"{site.path}.{name}"
+        for site in sites
+        for name, parameter in model.get_submodule(site.path).named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
 
 
 def is_transposed(model: nn.Module, sites: Sequence[Site]) -> bool:

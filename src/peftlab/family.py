@@ -62,11 +62,13 @@ class Selection:
         adapted: Linear sites that get an adapter beside them.
         saved: Sites trained whole (embeddings and head); of a tied pair only the embedding.
         notes: What a person should know, e.g. that query, key and value are one fused module here.
+        experts: Groups of experts held as 3-D parameters, where they were asked for.
     """
 
     adapted: tuple[Site, ...]
     saved: tuple[Site, ...] = ()
     notes: tuple[str, ...] = ()
+    experts: tuple[Site, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +168,12 @@ class FamilyMap:
         prefix = f"{site.stack}_" if len(self.stacks) > 1 else ""
         return f"{prefix}layer_{site.layer}_{site.group}"
 
-    def select(self, targets: str | Iterable[str]) -> Selection:
+    def select(self, targets: str | Iterable[str], *, experts: bool = False) -> Selection:
         """What targets stand for in this model.
 
         Args:
             targets: Target groups, roles, module names or full paths.
+            experts: Whether experts held as 3-D parameters count to `mlp`, `both` and `all`.
 
         Returns:
             The sites, each once, in the model's order.
@@ -181,20 +184,28 @@ class FamilyMap:
         wanted = [targets] if isinstance(targets, str) else list(targets)
         chosen: dict[str, Site] = {}
         saved: tuple[Site, ...] = ()
+        groups: tuple[Site, ...] = ()
         for target in wanted:
             name = SEED_SPELLINGS.get(target, target)
+            held = self.experts if experts and name in ("mlp", "both", "all") else ()
             if name in TARGET_GROUPS:
                 self._require_proof(target)
             found = self._group(name) if name in TARGET_GROUPS else self._named(name)
-            empty = self._empty_parts(name)
-            if not found or empty:
+            empty = [part for part in self._empty_parts(name) if part != "mlp" or not held]
+            if (not found and not held) or empty:
                 raise TargetError(self._nothing(target, empty))
             chosen |= {site.path: site for site in found}
+            groups = groups or held
             if name == "all":
                 saved = self._whole()
         ordered = tuple(site for site in self.sites if site.path in chosen)
         names = {SEED_SPELLINGS.get(target, target) for target in wanted}
-        return Selection(ordered, saved, tuple(self._notes(names, ordered)))
+        return Selection(ordered, saved, tuple(self._notes(names, ordered, groups)), groups)
+
+    @property
+    def experts(self) -> tuple[Site, ...]:
+        """The groups of experts held as 3-D parameters."""
+        return tuple(site for site in self.sites if site.role == "mlp.experts")
 
     def _require_proof(self, target: str) -> None:
         """Refuse a target group where a stack is not proved, or only in part.
@@ -216,12 +227,13 @@ class FamilyMap:
                 f" {self.unproven[wrong[0]]} ({wrong[0]}); name modules instead, such as {', '.join(names[:6])}"
             )
 
-    def _notes(self, targets: set[str], chosen: tuple[Site, ...]) -> Iterator[str]:
+    def _notes(self, targets: set[str], chosen: tuple[Site, ...], held: tuple[Site, ...]) -> Iterator[str]:
         """What a person should know about a selection.
 
         Args:
             targets: The targets.
             chosen: The sites they stand for.
+            held: The groups of experts they stand for.
 
         Yields:
             Sentences.
@@ -239,11 +251,12 @@ class FamilyMap:
                     f" they are, such as {without[0]}"
                 )
         if targets & {"mlp", "both", "all"}:
-            experts = [s for s in self.sites if s.role == "mlp.experts"]
+            experts = self.experts
             if experts:
+                done = "adapted without dropout" if held else "left as they are"
                 yield (
                     f"{len(experts)} groups of experts hold their weights as 3-D parameters ({experts[0].path}) and are"
-                    " left as they are"
+                    f" {done}"
                 )
         groups = targets & TARGET_GROUPS.keys()
         if groups and self.unproven:

@@ -289,3 +289,14 @@ def test_the_places_depend_on_the_experiment(monkeypatch, models, tmp_path):
     monkeypatch.setattr(parts, "reach", lambda *_: Reach(here=True, earlier=False, later=False))
     roles = {site.role for site in map_model(models["llama"]).sites}
     assert not roles & QKVO
+
+
+def test_experts_count_to_the_mlp_where_a_method_can_adapt_them():
+    family = map_model(tiny_models.build("mixtral"))
+    with pytest.raises(TargetError, match="needs 'mlp'"):
+        family.select("both")
+    selection = family.select("both", experts=True)
+    assert [site.path for site in selection.experts] == [f"model.layers.{i}.mlp.experts" for i in range(2)]
+    assert any("adapted without dropout" in note for note in selection.notes)
+    assert len(family.select("mlp", experts=True).experts) == 2
+    assert not family.select("attention", experts=True).experts

@@ -58,15 +58,23 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
     """
     import peft
 
-    from peftlab.attachment import TASK_TYPES, PeftAttachment, is_transposed, target_names, trained_whole
+    from peftlab.attachment import (
+        TASK_TYPES,
+        PeftAttachment,
+        expert_parameters,
+        is_transposed,
+        target_names,
+        trained_whole,
+    )
 
-    selection = family.select(settings.targets)
+    selection = family.select(settings.targets, experts=True)
     whole = trained_whole(model, family, selection, head=head, peft_ties=True)
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
+        lora_dropout=0.0 if selection.experts else settings.dropout,  # peft adapts 3-D parameters without
         target_modules=target_names(family, selection.adapted),
+        target_parameters=expert_parameters(model, selection.experts) or None,
         modules_to_save=list(whole.modules) or None,
         ensure_weight_tying=whole.by_peft,
         task_type=TASK_TYPES[head],
