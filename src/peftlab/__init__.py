@@ -21,6 +21,9 @@ if TYPE_CHECKING:
         setup_model_with_lora,
     )
     from peftlab.config import RunConfig
+    from peftlab.efficient.embeddings import PrefixTuning, PTuningEmbedding
+    from peftlab.efficient.guide import recommend
+    from peftlab.efficient.layers import AdaLoRALayer, LoRALayer, LoRALinear
     from peftlab.errors import (
         CheckpointError,
         ConfigError,
@@ -72,6 +75,14 @@ if TYPE_CHECKING:
     from peftlab.inspection.attention_statistics import get_attention_statistics
     from peftlab.inspection.shards import open_activations
     from peftlab.inspection.words import measure_alignment
+    from peftlab.manager import (
+        EfficientFineTuningManager,
+        apply_adalora_to_model,
+        apply_lora_to_model,
+        apply_prefix_tuning_to_model,
+        apply_ptuning_to_model,
+        create_efficient_finetuning_manager,
+    )
     from peftlab.mapping import map_model
     from peftlab.metric import Score
     from peftlab.model_adapters import (
@@ -95,6 +106,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ATTENTION_ONLY": "experiment_config",
+    "AdaLoRALayer": "efficient.layers",
     "BARTModelAdapter": "model_adapters",
     "BERTModelAdapter": "model_adapters",
     "BOTH": "experiment_config",
@@ -106,6 +118,7 @@ _HOMES = {
     "DomainSpecificAdapter": "model_adapters",
     "DynamicLoRACallback": "callbacks",
     "DynamicLoRAConfig": "experiment_config",
+    "EfficientFineTuningManager": "manager",
     "EvaluationConfig": "experiment_config",
     "EvaluationError": "errors",
     "Example": "task",
@@ -120,6 +133,8 @@ _HOMES = {
     "LLaMAModelAdapter": "model_adapters",
     "LayerMapping": "model_config",
     "LoRAConfig": "experiment_config",
+    "LoRALayer": "efficient.layers",
+    "LoRALinear": "efficient.layers",
     "MLP_ONLY": "experiment_config",
     "MethodError": "errors",
     "ModelComparison": "analyzer",
@@ -131,7 +146,9 @@ _HOMES = {
     "NotTrainingError": "errors",
     "OutputError": "errors",
     "PRESETS": "experiment_presets",
+    "PTuningEmbedding": "efficient.embeddings",
     "PeftlabError": "errors",
+    "PrefixTuning": "efficient.embeddings",
     "RunConfig": "config",
     "RunError": "errors",
     "RunFolder": "run",
@@ -146,8 +163,13 @@ _HOMES = {
     "UniversalModelRegistry": "model_registry",
     "UnknownNameError": "errors",
     "VisionModelAdapter": "model_adapters",
+    "apply_adalora_to_model": "manager",
+    "apply_lora_to_model": "manager",
+    "apply_prefix_tuning_to_model": "manager",
+    "apply_ptuning_to_model": "manager",
     "config_from_dict": "experiment_config",
     "config_to_dict": "experiment_config",
+    "create_efficient_finetuning_manager": "manager",
     "create_layerwise_lora_config": "callbacks",
     "create_phased_lora_config": "callbacks",
     "extract_activations": "inspection.activations",
@@ -167,6 +189,7 @@ _HOMES = {
     "plot_layer_heatmap": "figures",
     "plot_training_loss": "figures",
     "print_trainable_parameters": "callbacks",
+    "recommend": "efficient.guide",
     "setup_model_with_lora": "callbacks",
 }
 """Public name to the module that holds it, sorted."""
@@ -176,6 +199,7 @@ __all__ = [
     "BOTH",
     "MLP_ONLY",
     "PRESETS",
+    "AdaLoRALayer",
     "BARTModelAdapter",
     "BERTModelAdapter",
     "CheckpointError",
@@ -186,6 +210,7 @@ __all__ = [
     "DomainSpecificAdapter",
     "DynamicLoRACallback",
     "DynamicLoRAConfig",
+    "EfficientFineTuningManager",
     "EvaluationConfig",
     "EvaluationError",
     "Example",
@@ -200,6 +225,8 @@ __all__ = [
     "LLaMAModelAdapter",
     "LayerMapping",
     "LoRAConfig",
+    "LoRALayer",
+    "LoRALinear",
     "MethodError",
     "ModelComparison",
     "ModelConfig",
@@ -209,7 +236,9 @@ __all__ = [
     "NonFiniteError",
     "NotTrainingError",
     "OutputError",
+    "PTuningEmbedding",
     "PeftlabError",
+    "PrefixTuning",
     "RunConfig",
     "RunError",
     "RunFolder",
@@ -225,8 +254,13 @@ __all__ = [
     "UnknownNameError",
     "VisionModelAdapter",
     "__version__",
+    "apply_adalora_to_model",
+    "apply_lora_to_model",
+    "apply_prefix_tuning_to_model",
+    "apply_ptuning_to_model",
     "config_from_dict",
     "config_to_dict",
+    "create_efficient_finetuning_manager",
     "create_layerwise_lora_config",
     "create_phased_lora_config",
     "extract_activations",
@@ -246,6 +280,7 @@ __all__ = [
     "plot_layer_heatmap",
     "plot_training_loss",
     "print_trainable_parameters",
+    "recommend",
     "setup_model_with_lora",
 ]
 

@@ -376,7 +376,7 @@ class _Execution:
                 phase | {"proved": phase["name"] in proved} for phase in self.resolved.preflight["phases"]
             ],
             "best_checkpoint": training["best_checkpoint"],
-            "base_unchanged": True,
+            "base_unchanged": not attachment.rewritten,
         }
         write_json(self.run.path / "results_summary.json", summary)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -219,17 +220,22 @@ def read_weights(
     return model, sorted(report["missing_keys"])
 
 
-def meta_model(source: ModelSource) -> nn.Module:
+def meta_model(source: ModelSource, *, dtype: torch.dtype | None = None) -> nn.Module:
     """The model's structure without weights, for maps and counts.
 
     Args:
         source: From `find_model`.
+        dtype: Of its tensors; None is that of its files.
 
     Returns:
         The model on the meta device.
     """
+    config = source.config
+    if dtype is not None:
+        config = copy.deepcopy(config)
+        config.dtype = config.get_text_config().dtype = dtype
     with torch.device("meta"):
-        model: nn.Module = _auto_class(source.head).from_config(source.config)
+        model: nn.Module = _auto_class(source.head).from_config(config)
     return model
 
 

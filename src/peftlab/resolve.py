@@ -17,7 +17,7 @@ from peftlab.batches import EpochOrder, Row, RowBuilder, RowCount
 from peftlab.catalog import METHODS, TASKS
 from peftlab.commands.preconditions import check_places
 from peftlab.config import RunConfig
-from peftlab.devices import num_processes
+from peftlab.devices import choose_device, choose_dtype, num_processes
 from peftlab.errors import ConfigError, DataError, OutputError
 from peftlab.loading import ModelSource, find_model, meta_model, switch_checkpointing
 from peftlab.mapping import map_model
@@ -200,7 +200,7 @@ def _describe_steps(config: RunConfig, num_rows: int) -> dict[str, float]:
 
 def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> dict[str, Any]:
     """Counts and phases, from the model on the meta device with the adapter attached."""
-    base = meta_model(source)
+    base = meta_model(source, dtype=choose_dtype(config.model.dtype, choose_device(config.model.device)))
     if config.model.gradient_checkpointing:
         switch_checkpointing(base, True)
     total = sum(p.numel() for p in base.parameters())

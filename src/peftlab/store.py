@@ -125,18 +125,34 @@ def _set_base_name(folder: Path, name: str) -> None:
         write_json(path, config)
 
 
+_BY_PEFTLAB = "import peftlab\n\nmodel, tokenizer = peftlab.load(FOLDER)"
+_HOW_TO_LOAD = {
+    "peft": (
+        "peft",
+        "from peft import PeftModel\n\n"
+        "model = PeftModel.from_pretrained(base, FOLDER)  # base: the model named above",
+    ),
+    "bitfit": ("peftlab", _BY_PEFTLAB),
+    "new_layer": ("peftlab", _BY_PEFTLAB),
+    "hybrid": ("peftlab", _BY_PEFTLAB),
+    "full": ("peftlab", _BY_PEFTLAB),
+}
+"""Method to the library that loads its bundle, and how; peft's for all others."""
+
+
 def _model_card(manifest: Mapping[str, Any]) -> str:
     """The bundle's README: front matter for the hub, then the facts."""
     scores = "".join(f"| {name} | {value:.2f} |\n" for name, value in manifest["scores"].items())
     table = f"\n| metric | after training |\n|---|---|\n{scores}" if scores else ""
     counts = manifest["counts"]
+    library, lines = _HOW_TO_LOAD.get(manifest["method"], _HOW_TO_LOAD["peft"])
     return (
-        f"---\nlibrary_name: peft\nbase_model: {manifest['base']['name']}\ntags: [peftlab, {manifest['method']}]\n---\n\n"
+        f"---\nlibrary_name: {library}\nbase_model: {manifest['base']['name']}\n"
+        f"tags: [peftlab, {manifest['method']}]\n---\n\n"
         f"# {manifest['method']} adapter for {manifest['base']['name']}\n\n"
         f"Trained by peftlab on the task `{manifest['task']}`: {counts['parameters']:,} parameters in"
         f" {counts['tensors']} tensors.\n{table}\n"
-        "```python\nfrom peft import PeftModel\n"
-        "model = PeftModel.from_pretrained(base, FOLDER)  # base: the model named above\n```\n\n"
+        f"```python\n{lines}\n```\n\n"
         f"Prompt template, exactly as trained:\n\n```\n{manifest['template']['text']}\n```\n\n"
         f"`{MANIFEST}` holds the hashes of base, tokenizer and template.\n"
     )

@@ -286,7 +286,9 @@ def _add_list(parser: Parser) -> None:
     """The arguments of `list`."""
     parser.add_argument("kind", metavar="KIND", nargs="?", help="what to list; without it, the kinds")
     parser.add_argument("--markdown", action="store_true", help="as the page docs/flags.md (flags only)")
-    parser.add_argument("--prove", action="store_true", help="measure anew (families only; some minutes)")
+    parser.add_argument(
+        "--prove", action="store_true", help="measure anew (families: some minutes; methods: one)"
+    )
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for what --prove measures")
 
 
@@ -303,22 +305,29 @@ def _list(args: argparse.Namespace) -> int:
 
 def _prove(args: argparse.Namespace) -> int:
     """Carry out `peftlab list KIND --prove`."""
-    if args.kind != "families" or not args.prove:
+    if args.kind not in ("families", "methods") or not args.prove:
         raise InputError(
-            "--prove and --output go with families: peftlab list families --prove [--output DIR]"
+            "--prove and --output go with families and methods: peftlab list families --prove [--output DIR]"
         )
     if args.output is not None:
         from peftlab.commands.preconditions import check_writable
 
         check_writable(args.output)
-    from peftlab.commands.families import keep, render
-    from peftlab.coverage import prove_families
-
     gc.enable()
-    result = prove_families()
+    result: dict[str, Any]
+    if args.kind == "methods":
+        from peftlab.capabilities import prove_methods
+        from peftlab.commands import methods as page
+
+        result = prove_methods()
+    else:
+        from peftlab.commands import families as page  # type: ignore[no-redef]
+        from peftlab.coverage import prove_families
+
+        result = prove_families()
     if args.output is not None:
-        keep(result, args.output)
-    print(render(result))
+        page.keep(result, args.output)
+    print(page.render(result))
     return 0
 
 

@@ -177,12 +177,11 @@ def build_structure(source: ModelSource, *, dtype: torch.dtype, checkpointing: b
         ModelError: transformers cannot build a model of this config, or it has no checkpointing.
     """
     config = copy.deepcopy(source.config)
-    config.dtype = config.get_text_config().dtype = dtype
     if source.head == "classification" and config.problem_type is None and config.num_labels > 1:
         # every row has one class; told so, DeBERTa does not look for rows without one to leave out of its loss
         config.problem_type = "single_label_classification"
     try:
-        model = meta_model(replace(source, config=config))
+        model = meta_model(replace(source, config=config), dtype=dtype)
     except InputError:
         raise
     except Exception as error:

@@ -120,7 +120,7 @@ def costs(run: RunFolder) -> Section:
         )
     others = {k: v for k, v in seconds.items() if k not in ("train", "total")}
     rest = " · ".join(f"{name.replace('_', ' ')} {show_seconds(v)}" for name, v in others.items())
-    kept = "unchanged, tensor by tensor" if summary["base_unchanged"] else "CHANGED"
+    kept = "unchanged, tensor by tensor" if summary["base_unchanged"] else "trained itself"
     stopped = "Training stopped early. " if summary.get("stopped_early") else ""
     return Section(
         "Cost",

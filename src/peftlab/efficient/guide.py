@@ -1,0 +1,59 @@
+"""The efficient fine-tuning document's method guide: which method for which kind of task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from peftlab.errors import UnknownNameError
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """A method and where to begin with it.
+
+    Attributes:
+        method: "lora", "ptuning", "adalora" or "prefix".
+        settings: Arguments of the manager's `apply_...` of that method.
+        reason: The document's reason.
+    """
+
+    method: str
+    settings: dict[str, int | float | bool] = field(hash=False)
+    reason: str
+
+
+_GUIDE = {
+    "general": Recommendation(
+        "lora", {"rank": 8, "alpha": 16.0}, "good for most tasks, balanced performance and efficiency"
+    ),
+    "language": Recommendation(
+        "ptuning", {"num_virtual_tokens": 20}, "good for language tasks, minimal parameters"
+    ),
+    "complex": Recommendation(
+        "adalora", {"rank": 8, "adaptive_rank": True}, "good for complex tasks, adaptive efficiency"
+    ),
+    "generation": Recommendation(
+        "prefix", {"prefix_length": 20}, "good for generation tasks, very efficient"
+    ),
+}
+
+
+def recommend(task_type: str) -> Recommendation:
+    """The document's rule of thumb; what a comparison on one's own data says is worth more.
+
+    Args:
+        task_type: "general", "language", "complex" or "generation".
+
+    Returns:
+        The method and its settings.
+
+    Raises:
+        UnknownNameError: It is none of these.
+
+    Example:
+        >>> recommend("general").method, recommend("general").settings["rank"]
+        ('lora', 8)
+    """
+    if task_type not in _GUIDE:
+        raise UnknownNameError("task type", task_type, _GUIDE)
+    return _GUIDE[task_type]
