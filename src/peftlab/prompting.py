@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache
 
 from peftlab.attachment import ADAPTER, PeftAttachment
 from peftlab.errors import CheckpointError, MethodError
@@ -48,8 +50,26 @@ class PromptAttachment(PeftAttachment):
         except (ValueError, AttributeError, TypeError) as error:
             raise MethodError(f"{name} does not work on {type(model).__name__}: {error}") from error
 
+        if self.config.peft_type == peft.PeftType.PREFIX_TUNING and self.config.task_type == "SEQ_2_SEQ_LM":
+            self.model.get_prompt = self._decoder_prefixes
+
     def _check_targets(self) -> None:
         """Nothing is targeted."""
+
+    def _decoder_prefixes(self, batch_size: int, *_: Any, **__: Any) -> EncoderDecoderCache:
+        """The keys and values of each decoder layer's attention to itself.
+
+        peft 0.21 hands out the same values twice and deals them wrongly: half of the layers share a prefix, and the others'
+        is never read.
+        """
+        config, encoder = self.config, self.model.prompt_encoder[ADAPTER]
+        device = next(encoder.parameters()).device
+        tokens = torch.arange(config.num_virtual_tokens, device=device).expand(batch_size, -1)
+        heads = config.num_attention_heads
+        flat = encoder(tokens).to(self.model.base_model.dtype)
+        parts = flat.view(batch_size, config.num_virtual_tokens, config.num_layers, 2, heads, -1)
+        keys_values = parts.permute(2, 3, 0, 4, 1, 5)  # layer, key or value, batch, heads, prefix, head
+        return EncoderDecoderCache(DynamicCache([(k, v) for k, v in keys_values]), DynamicCache())
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -137,6 +157,7 @@ class PromptAttachment(PeftAttachment):
         Returns:
             The base as it was given.
         """
+        vars(self.model).pop("get_prompt", None)
         vars(self.model.base_model).pop(_PREPARES, None)
         return self._hand_back(self.model.base_model)
 

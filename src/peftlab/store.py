@@ -146,6 +146,8 @@ def _model_card(manifest: Mapping[str, Any]) -> str:
     table = f"\n| metric | after training |\n|---|---|\n{scores}" if scores else ""
     counts = manifest["counts"]
     library, lines = _HOW_TO_LOAD.get(manifest["method"], _HOW_TO_LOAD["peft"])
+    if manifest["method"] == "prefix_tuning" and manifest["head"] == "seq2seq":
+        library, lines = _HOW_TO_LOAD["bitfit"]  # peft 0.21 would not give each layer its own prefix
     return (
         f"---\nlibrary_name: {library}\nbase_model: {manifest['base']['name']}\n"
         f"tags: [peftlab, {manifest['method']}]\n---\n\n"

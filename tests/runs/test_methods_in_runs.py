@@ -93,6 +93,18 @@ def test_answers_do_not_depend_on_the_batch(method: str, name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layers_prefix_trains(name: str) -> None:
+    leaf = METHODS.load("prefix_tuning")
+    base = tiny_models.build(name, 4)
+    head: Any = tiny_models.HEADS[name]
+    attached = leaf.attach(base, map_model(base), leaf.Settings(num_virtual_tokens=3), head=head, seed=1)
+    attached.model(**tiny_models.training_inputs(name)).loss.backward()
+    (prefix,) = (p for n, p in attached.parameters().items() if "prompt_encoder" in n)
+    of_layers = prefix.grad.reshape(3, 4, 2, -1).norm(dim=(0, 3))  # keys and values of four layers
+    assert (of_layers > 0).all()
+
+
 def test_what_cannot_be_is_refused_before_anything_heavy(tmp_path: Path) -> None:
     with pytest.raises(
         MethodError, match=r"prefix_tuning does not work on LlamaForCausalLM: .*checkpointing"

@@ -5,6 +5,7 @@ What is put on is remembered as changes that can be undone; a change that fails 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from peftlab.efficient.weights import (
     read_torch_file,
     write,
 )
-from peftlab.errors import MethodError, NonFiniteError, PeftlabError, ScheduleError
+from peftlab.errors import MethodError, NonFiniteError, NotTrainingError, PeftlabError, ScheduleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,25 @@ class AdaptedModel:
         """
         return sum(parameter.numel() for parameter in self.get_trainable_parameters())
 
+    def check_gradients(self) -> None:
+        """Show, behind `loss.backward()`, that gradients reach every adapter and nothing else.
+
+        Raises:
+            NotTrainingError: An adapter that trains has none, or something frozen has one; names them.
+            NonFiniteError: One is not finite.
+        """
+        own = {name: p for name, p in adapter_tensors(self.model).items() if p.requires_grad}
+        dead = [name for name, parameter in own.items() if parameter.grad is None]
+        frozen = [n for n, p in self.model.named_parameters() if not p.requires_grad and p.grad is not None]
+        if dead or frozen:
+            raise NotTrainingError(
+                f"no gradient reaches {dead}, and gradients are on {frozen}, which is frozen; a target whose weight the"
+                " model reads without calling it cannot be adapted"
+            )
+        wild = [name for name, p in own.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
+        if wild:
+            raise NonFiniteError(f"the gradients of {wild} are not finite")
+
     def save_efficient_weights(self, path: str | Path) -> None:
         """Write the adapters into one file: safetensors with a manifest, whatever its name ends in.
 
@@ -192,6 +212,16 @@ class AdaptedModel:
         tensors = adapter_tensors(self.model)
         if not tensors:
             raise MethodError("there is nothing to save: no adapter is on this model")
+        if (
+            self._budget is None
+            and not self._kept
+            and any(x.adaptive_rank for x in self.adalora_layers.values())
+        ):
+            warnings.warn(
+                "AdaLoRA was applied with adaptive_rank=True, and no rank was ever taken: begin and update_and_allocate were"
+                " not called",
+                stacklevel=2,
+            )
         kept = self._budget.kept() if self._budget is not None else self._kept
         write(Path(path), tensors, describe(self.model, kept))
 

@@ -131,7 +131,8 @@ class TextTokens:
         Raises:
             MethodError: The virtual tokens never came in.
         """
-        length, self._length, missed, self._waiting = self._length, None, self._missed, False
+        length, missed = self._length, self._missed
+        self._length, self._missed, self._waiting = None, False, False
         if output is None:
             return None
         if missed:

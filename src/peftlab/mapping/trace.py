@@ -202,4 +202,5 @@ def equal(a: torch.Tensor | None, b: torch.Tensor | None, *, tolerance: float = 
     """
     if a is None or b is None or a.shape != b.shape:
         return False
-    return bool((a - b).abs().max() <= tolerance * max(1e-6, float(b.abs().max())))
+    largest = float(b.detach().abs().max())
+    return bool((a - b).detach().abs().max() <= tolerance * max(1e-6, largest))

@@ -1,7 +1,7 @@
 """Prefix tuning: trained keys and values in front of those of every attention, by peft.
 
 Attention(Q, [P_K; K], [P_V; V]) in every layer, with P trained directly or made from embeddings by an MLP. An
-encoder-decoder has them in both stacks, from one set of values.
+encoder-decoder has them in its decoder's attention to itself.
 
 Source: Li and Liang 2021, arXiv 2101.00190, section 4; peft `tuners/prefix_tuning/`.
 """
