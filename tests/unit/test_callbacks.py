@@ -20,7 +20,7 @@ from peftlab.callbacks import (
     print_trainable_parameters,
     setup_model_with_lora,
 )
-from peftlab.errors import ScheduleError, TargetError
+from peftlab.errors import ScheduleError
 from peftlab.experiment_config import GradientAnalysisConfig, LoRAConfig, ModelConfig
 from peftlab.gradient_log import GradientNormLog
 from tiny_runs import make_rows
@@ -294,7 +294,11 @@ def test_setup_model_with_lora(tmp_path):
     )
 
 
-def test_setup_refuses_targets_that_are_not_there(tmp_path):
+def test_setup_adapts_experts(tmp_path):
     folder = tiny_models.save_model(tmp_path / "mixtral", "mixtral")
-    with pytest.raises(TargetError, match="'mlp'"):
-        setup_model_with_lora(ModelConfig(model_id=str(folder)), LoRAConfig(target_module_group="mlp_only"))
+    made, _ = setup_model_with_lora(
+        ModelConfig(model_id=str(folder)), LoRAConfig(target_module_group="mlp_only")
+    )
+    trained = [name for name, p in made.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(".experts." in name and ".lora_" in name for name in trained)
