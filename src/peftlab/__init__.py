@@ -21,8 +21,14 @@ if TYPE_CHECKING:
         setup_model_with_lora,
     )
     from peftlab.config import RunConfig
+    from peftlab.efficiency import (
+        Efficiency,
+        Measured,
+        compare_efficiency,
+        measure_efficiency,
+        score_efficiency,
+    )
     from peftlab.efficient.embeddings import PrefixTuning, PTuningEmbedding
-    from peftlab.efficient.guide import recommend
     from peftlab.efficient.layers import AdaLoRALayer, LoRALayer, LoRALinear
     from peftlab.errors import (
         CheckpointError,
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
         InputError,
         Interrupted,
         MethodError,
+        MissingPeftError,
         ModelError,
         NonFiniteError,
         NotTrainingError,
@@ -60,16 +67,25 @@ if TYPE_CHECKING:
         config_to_dict,
     )
     from peftlab.experiment_presets import PRESETS
+    from peftlab.exporting import export_adapter
+    from peftlab.extensions.config import ExtensionConfig
+    from peftlab.extensions.device_manager import DeviceManager
+    from peftlab.extensions.hybrid import HybridExtension, create_hybrid_model
+    from peftlab.extensions.lora import LoRAExtension, create_lora_adapter
+    from peftlab.extensions.new_layer import TransformerLayerExtension, create_extended_model
     from peftlab.figures import (
         generate_summary_report,
         plot_gradient_evolution,
         plot_gradient_norms,
         plot_layer_comparison,
         plot_layer_heatmap,
+        plot_rank_allocation,
+        plot_rank_heatmap,
         plot_training_loss,
     )
     from peftlab.finetuning import finetune
     from peftlab.gradient_log import GradientNormLog, load_gradient_log
+    from peftlab.importing.adapter import import_adapter
     from peftlab.inspection.activations import extract_activations
     from peftlab.inspection.attention import get_attention_patterns
     from peftlab.inspection.attention_statistics import get_attention_statistics
@@ -84,6 +100,7 @@ if TYPE_CHECKING:
         create_efficient_finetuning_manager,
     )
     from peftlab.mapping import map_model
+    from peftlab.method_guide import recommend
     from peftlab.metric import Score
     from peftlab.model_adapters import (
         BARTModelAdapter,
@@ -97,10 +114,17 @@ if TYPE_CHECKING:
     from peftlab.model_config import LayerMapping
     from peftlab.model_facts import ModelFamily
     from peftlab.model_registry import UniversalModelRegistry
+    from peftlab.rank_log import RankLog, load_rank_log
     from peftlab.run import RunFolder
     from peftlab.store import load
     from peftlab.task import Example, Splits
     from peftlab.universal_adapter import UniversalModelAdapter
+    from peftlab.vision_text import (
+        VisionTextLoRA,
+        freeze_pretrained,
+        inject_lora_to_text_encoder,
+        inject_lora_to_vision_encoder,
+    )
 
 __version__ = "0.1.0"
 
@@ -115,28 +139,35 @@ _HOMES = {
     "DataConfig": "experiment_config",
     "DataError": "errors",
     "DatasetType": "experiment_config",
+    "DeviceManager": "extensions.device_manager",
     "DomainSpecificAdapter": "model_adapters",
     "DynamicLoRACallback": "callbacks",
     "DynamicLoRAConfig": "experiment_config",
+    "Efficiency": "efficiency",
     "EfficientFineTuningManager": "manager",
     "EvaluationConfig": "experiment_config",
     "EvaluationError": "errors",
     "Example": "task",
     "ExperimentConfig": "experiment_config",
+    "ExtensionConfig": "extensions.config",
     "GPTModelAdapter": "model_adapters",
     "GradientAnalysisConfig": "experiment_config",
     "GradientMeasuringTrainer": "callbacks",
     "GradientNormCallback": "callbacks",
     "GradientNormLog": "gradient_log",
+    "HybridExtension": "extensions.hybrid",
     "InputError": "errors",
     "Interrupted": "errors",
     "LLaMAModelAdapter": "model_adapters",
     "LayerMapping": "model_config",
     "LoRAConfig": "experiment_config",
+    "LoRAExtension": "extensions.lora",
     "LoRALayer": "efficient.layers",
     "LoRALinear": "efficient.layers",
     "MLP_ONLY": "experiment_config",
+    "Measured": "efficiency",
     "MethodError": "errors",
+    "MissingPeftError": "errors",
     "ModelComparison": "analyzer",
     "ModelConfig": "experiment_config",
     "ModelError": "errors",
@@ -149,6 +180,7 @@ _HOMES = {
     "PTuningEmbedding": "efficient.embeddings",
     "PeftlabError": "errors",
     "PrefixTuning": "efficient.embeddings",
+    "RankLog": "rank_log",
     "RunConfig": "config",
     "RunError": "errors",
     "RunFolder": "run",
@@ -159,37 +191,53 @@ _HOMES = {
     "TargetError": "errors",
     "TargetModuleGroup": "experiment_config",
     "TrainingConfig": "experiment_config",
+    "TransformerLayerExtension": "extensions.new_layer",
     "UniversalModelAdapter": "universal_adapter",
     "UniversalModelRegistry": "model_registry",
     "UnknownNameError": "errors",
     "VisionModelAdapter": "model_adapters",
+    "VisionTextLoRA": "vision_text",
     "apply_adalora_to_model": "manager",
     "apply_lora_to_model": "manager",
     "apply_prefix_tuning_to_model": "manager",
     "apply_ptuning_to_model": "manager",
+    "compare_efficiency": "efficiency",
     "config_from_dict": "experiment_config",
     "config_to_dict": "experiment_config",
     "create_efficient_finetuning_manager": "manager",
+    "create_extended_model": "extensions.new_layer",
+    "create_hybrid_model": "extensions.hybrid",
     "create_layerwise_lora_config": "callbacks",
+    "create_lora_adapter": "extensions.lora",
     "create_phased_lora_config": "callbacks",
+    "export_adapter": "exporting",
     "extract_activations": "inspection.activations",
     "finetune": "finetuning",
+    "freeze_pretrained": "vision_text",
     "generate_summary_report": "figures",
     "get_attention_patterns": "inspection.attention",
     "get_attention_statistics": "inspection.attention_statistics",
+    "import_adapter": "importing.adapter",
+    "inject_lora_to_text_encoder": "vision_text",
+    "inject_lora_to_vision_encoder": "vision_text",
     "load": "store",
     "load_gradient_log": "gradient_log",
+    "load_rank_log": "rank_log",
     "map_model": "mapping",
     "measure_alignment": "inspection.words",
+    "measure_efficiency": "efficiency",
     "measure_gradient_norms": "callbacks",
     "open_activations": "inspection.shards",
     "plot_gradient_evolution": "figures",
     "plot_gradient_norms": "figures",
     "plot_layer_comparison": "figures",
     "plot_layer_heatmap": "figures",
+    "plot_rank_allocation": "figures",
+    "plot_rank_heatmap": "figures",
     "plot_training_loss": "figures",
     "print_trainable_parameters": "callbacks",
-    "recommend": "efficient.guide",
+    "recommend": "method_guide",
+    "score_efficiency": "efficiency",
     "setup_model_with_lora": "callbacks",
 }
 """Public name to the module that holds it, sorted."""
@@ -207,27 +255,34 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DatasetType",
+    "DeviceManager",
     "DomainSpecificAdapter",
     "DynamicLoRACallback",
     "DynamicLoRAConfig",
+    "Efficiency",
     "EfficientFineTuningManager",
     "EvaluationConfig",
     "EvaluationError",
     "Example",
     "ExperimentConfig",
+    "ExtensionConfig",
     "GPTModelAdapter",
     "GradientAnalysisConfig",
     "GradientMeasuringTrainer",
     "GradientNormCallback",
     "GradientNormLog",
+    "HybridExtension",
     "InputError",
     "Interrupted",
     "LLaMAModelAdapter",
     "LayerMapping",
     "LoRAConfig",
+    "LoRAExtension",
     "LoRALayer",
     "LoRALinear",
+    "Measured",
     "MethodError",
+    "MissingPeftError",
     "ModelComparison",
     "ModelConfig",
     "ModelError",
@@ -239,6 +294,7 @@ __all__ = [
     "PTuningEmbedding",
     "PeftlabError",
     "PrefixTuning",
+    "RankLog",
     "RunConfig",
     "RunError",
     "RunFolder",
@@ -249,38 +305,54 @@ __all__ = [
     "TargetError",
     "TargetModuleGroup",
     "TrainingConfig",
+    "TransformerLayerExtension",
     "UniversalModelAdapter",
     "UniversalModelRegistry",
     "UnknownNameError",
     "VisionModelAdapter",
+    "VisionTextLoRA",
     "__version__",
     "apply_adalora_to_model",
     "apply_lora_to_model",
     "apply_prefix_tuning_to_model",
     "apply_ptuning_to_model",
+    "compare_efficiency",
     "config_from_dict",
     "config_to_dict",
     "create_efficient_finetuning_manager",
+    "create_extended_model",
+    "create_hybrid_model",
     "create_layerwise_lora_config",
+    "create_lora_adapter",
     "create_phased_lora_config",
+    "export_adapter",
     "extract_activations",
     "finetune",
+    "freeze_pretrained",
     "generate_summary_report",
     "get_attention_patterns",
     "get_attention_statistics",
+    "import_adapter",
+    "inject_lora_to_text_encoder",
+    "inject_lora_to_vision_encoder",
     "load",
     "load_gradient_log",
+    "load_rank_log",
     "map_model",
     "measure_alignment",
+    "measure_efficiency",
     "measure_gradient_norms",
     "open_activations",
     "plot_gradient_evolution",
     "plot_gradient_norms",
     "plot_layer_comparison",
     "plot_layer_heatmap",
+    "plot_rank_allocation",
+    "plot_rank_heatmap",
     "plot_training_loss",
     "print_trainable_parameters",
     "recommend",
+    "score_efficiency",
     "setup_model_with_lora",
 ]
 

@@ -2,7 +2,8 @@
 
 peft's `RankAllocator` holds its smoothed importances in plain dicts that no checkpoint has, and its masked ranks in the
 config; both are part of `AllocatedAttachment.tensors` here. Ranks that were taken come back to life between two
-allocations (their gradient is not zero), as in the paper; from the last allocation on they stay zero.
+allocations (their gradient is not zero), as in the paper; from the last allocation on they stay zero. Every allocation is
+recorded in a `RankLog`: the effective rank of each module, and the budget.
 
 Source: Zhang et al. 2023, arXiv 2303.10512; peft `tuners/adalora/layer.py`, `RankAllocator`.
 """
@@ -33,7 +34,10 @@ from peftlab.attachment import (
 )
 from peftlab.errors import CheckpointError, ScheduleError
 from peftlab.family import FamilyMap
+from peftlab.files import write_json
 from peftlab.method import Head
+from peftlab.probe import RunningProbe
+from peftlab.rank_log import RankLog, RankPlace, RankRecord
 from peftlab.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -51,11 +55,15 @@ class ScoredAllocator(RankAllocator):  # type: ignore[misc]
         model: The model that peft made, without peft's wrapper.
         config: The peft config.
         ranking: "importance" (peft's own), "magnitude" or "uniform".
+
+    Attributes:
+        has_taken: Whether ranks were taken since it was last set to False.
     """
 
     def __init__(self, model: nn.Module, config: Any, ranking: str) -> None:
         super().__init__(model, config, ADAPTER)
         self.ranking = ranking
+        self.has_taken = False
 
     def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
         """Set the lowest-ranked singular values to zero.
@@ -67,6 +75,10 @@ class ScoredAllocator(RankAllocator):  # type: ignore[misc]
         Returns:
             For every Lambda, by name, which of its ranks are kept.
         """
+        if budget >= self.init_bgt:  # peft would look for the 0th smallest score
+            named = model.named_parameters()
+            return {name: [True] * len(p) for name, p in named if f"lora_E.{ADAPTER}" in name}
+        self.has_taken = True
         if self.ranking == "importance":
             kept: dict[str, list[bool]] = super().mask_to_budget(model, budget)
             return kept
@@ -140,6 +152,7 @@ class AllocatedAttachment(PeftAttachment):
             fan_in_fan_out=is_transposed(model, selection.adapted),
         )
         self._settings = settings
+        self._cut: dict[str, Any] = {}
         super().__init__(model, config, selection, steps_to_train=_steps_to_train, seed=seed, tied=whole.tied)
         self._tuner: Any = self.model.base_model
         for name, parameter in self._tuner.model.named_parameters():
@@ -148,6 +161,10 @@ class AllocatedAttachment(PeftAttachment):
             ):  # a divisor; peft makes it trainable where it moves it to the base's device or dtype
                 parameter.requires_grad_(False)
         self._tuner.rankallocator = ScoredAllocator(self._tuner.model, config, settings.rank_allocation)
+        self._last_step = _UNKNOWN_STEPS
+        self._record = RankRecord(
+            {site.path: RankPlace(site.role, site.stack, site.layer) for site in selection.adapted}
+        )
 
     def begin(self, schedule: Schedule) -> None:
         """Lay the budget over the run's steps.
@@ -158,6 +175,7 @@ class AllocatedAttachment(PeftAttachment):
         Raises:
             ScheduleError: A phase leaves some of the adapter without gradients, or the run is too short to allocate.
         """
+        self._last_step, self._record.log = schedule.total_steps, RankLog(self._record.log.places)
         if not self._settings.adaptive_rank:
             return
         if len(schedule.phases) > 1:
@@ -180,11 +198,27 @@ class AllocatedAttachment(PeftAttachment):
     def after_step(self, step: int) -> None:
         """Smooth the importances, take ranks where it is time, keep taken ones at zero after the last allocation.
 
+        What the ranks have become is recorded once there are any, whenever some were taken, and at the last step.
+
         Args:
             step: The optimizer step just taken, from 1.
         """
-        if self._settings.adaptive_rank:
+        allocator, adaptive = self._tuner.rankallocator, self._settings.adaptive_rank
+        allocator.has_taken = False
+        if adaptive:
             self._tuner.update_and_allocate(step)
+        log = self._record.log
+        if allocator.has_taken or step == self._last_step or (not log.steps and any(self.ranks().values())):
+            budget = allocator.budget_schedule(step)[0] if adaptive else allocator.init_bgt
+            log.append(step, budget, self.ranks())
+
+    def probes(self) -> dict[str, RunningProbe]:
+        """What the method records of its own run.
+
+        Returns:
+            "ranks": the record of effective ranks.
+        """
+        return {"ranks": self._record}
 
     def is_complete(self, step: int) -> bool:
         """Whether the last ranks have been taken.
@@ -291,6 +325,10 @@ class AllocatedAttachment(PeftAttachment):
                 super().save(folder)
         finally:
             self.config.rank_pattern = kept  # peft renames the pattern's keys on the way
+        if self._cut:  # a loaded adapter is cut already; a loader must be told again to which ranks
+            path = folder / "adapter_config.json"
+            content = json.loads(path.read_text(encoding="utf-8"))
+            write_json(path, content | {"rank_pattern": self._cut})
 
     def load_saved(self, folder: Path) -> None:
         """Put back what `save` wrote: modules are cut to their ranks.
@@ -309,6 +347,7 @@ class AllocatedAttachment(PeftAttachment):
         with _pruned_modules():
             self._tuner.resize_modules_by_rank_pattern(pattern, ADAPTER)
         super().load(tensors)
+        self._cut = pattern
 
 
 @contextmanager

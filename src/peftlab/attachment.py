@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,50 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peftlab.errors import CheckpointError, TargetError
-from peftlab.family import FamilyMap, Selection, Site
+from peftlab.family import Selection
 from peftlab.files import write_json
 from peftlab.mapping import map_model
-from peftlab.method import Head
+from peftlab.merging import check_not_over, fold
+from peftlab.method import Head, OrdinaryTraining
+from peftlab.occupancy import check_free, occupy
 from peftlab.schedule import Schedule
 from peftlab.streams import seed_for
+from peftlab.targeting import (
+    expert_parameters,
+    is_transposed,
+    new_modules,
+    target_names,
+    trained_whole,
+)
+
+__all__ = [
+    "ADAPTER",
+    "ADAPTER_FILE",
+    "TASK_TYPES",
+    "PeftAttachment",
+    "adapter_parameters",
+    "beside",
+    "expert_parameters",
+    "is_transposed",
+    "new_modules",
+    "peft_name",
+    "target_names",
+    "trained_whole",
+]
 
 ADAPTER_FILE = "adapter_model.safetensors"
 """peft's name for the file of an adapter's tensors."""
 ADAPTER = "default"
 """The adapter's name inside peft; it appears in parameter names, never in saved files."""
 
+_LIVE: ContextVar[Any] = ContextVar("live", default=None)
+"""peft's model of the base that a further adapter is put on."""
+
 TASK_TYPES: dict[Head, str] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classification": "SEQ_CLS"}
 """peft's task type for each kind of head."""
 
 
-class PeftAttachment:
+class PeftAttachment(OrdinaryTraining):
     """A peft adapter on a base; satisfies `method.Attachment`.
 
     Args:
@@ -49,12 +76,17 @@ class PeftAttachment:
     Attributes:
         model: The model that peft made.
         config: The peft config.
+        name: The adapter's name inside peft: its scope where it has only a part of the model.
+        ended: How it ended: "removed", "merged", or "" while it is on its base.
+        beneath: The attachment on the same base that this one stands on.
 
     Raises:
         TargetError: peft adapted other modules than were selected.
     """
 
     rewritten: tuple[str, ...] = ()
+    ended = ""
+    beneath: Any = None
 
     def __init__(
         self,
@@ -67,9 +99,14 @@ class PeftAttachment:
         tied: Sequence[str] = (),
     ) -> None:
         self.selection, self.config = selection, config
+        self.name = peft_name(selection.scope)
         self._steps_to_train = steps_to_train
         self._modules_to_save = list(getattr(config, "modules_to_save", None) or ())
         self._required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
+        live = _LIVE.get()
+        if live is None:
+            check_free(model, beneath=self.beneath)
+        self._adapted_before = set() if live is None else set(live.base_model.targeted_module_names)
         with torch.random.fork_rng(devices=_cuda_devices(model)), warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message="`is_gradient_checkpointing` is deprecated"
@@ -77,12 +114,14 @@ class PeftAttachment:
             if tied:  # the warning asks for what is done three lines below
                 warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
             torch.manual_seed(seed_for(seed, "adapter"))
-            self.model: Any = peft.get_peft_model(model, config, adapter_name=ADAPTER)
-        copies = [self.model.base_model.model.get_submodule(path).modules_to_save[ADAPTER] for path in tied]
+            self.model: Any = _put_on(model if live is None else live, config, self.name)
+        copies = [self.model.base_model.model.get_submodule(path).modules_to_save[self.name] for path in tied]
         for copy in copies[1:]:
             copy.weight = copies[0].weight
         self._check_targets()
         self.family = map_model(self.model)
+        if live is None:
+            occupy(model, self)
 
     def _check_targets(self) -> None:
         """Compare what peft adapted with what was selected.
@@ -91,7 +130,10 @@ class PeftAttachment:
             TargetError: They differ.
         """
         tuner = self.model.base_model
-        adapted = {*tuner.targeted_module_names, *getattr(tuner, "targeted_parameter_names", ())}
+        adapted = {
+            *tuner.targeted_module_names,
+            *getattr(tuner, "targeted_parameter_names", ()),
+        } - self._adapted_before
         wanted = {site.path for site in self.selection.adapted}
         wanted |= set(getattr(self.config, "target_parameters", None) or ())
         if adapted != wanted:
@@ -101,7 +143,9 @@ class PeftAttachment:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every tensor the adapter can train, by its name in `model`."""
-        return adapter_parameters(self.model)
+        found = adapter_parameters(self.model)
+        others = set(self.model.peft_config) - {self.name}
+        return {name: p for name, p in found.items() if not others & set(name.split("."))}
 
     def steps_to_train(self, name: str) -> int:
         """Law 1's K for one tensor.
@@ -117,6 +161,7 @@ class PeftAttachment:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """A context in which `model` answers as the base does; which tensors train is restored afterwards."""
+        check_not_over(self.ended, "switched off")
         active = {name: p.requires_grad for name, p in self.model.named_parameters()}
         try:
             with self.model.disable_adapter():
@@ -133,7 +178,9 @@ class PeftAttachment:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that is needed to go on, by the names of the saved file, on the CPU."""
-        state = peft.get_peft_model_state_dict(self.model, adapter_name=ADAPTER, save_embedding_layers=False)
+        state = peft.get_peft_model_state_dict(
+            self.model, adapter_name=self.name, save_embedding_layers=False
+        )
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -147,7 +194,7 @@ class PeftAttachment:
         """
         self._check_fit(tensors)
         active = {name: p.requires_grad for name, p in self.model.named_parameters()}
-        peft.set_peft_model_state_dict(self.model, dict(tensors), adapter_name=ADAPTER)
+        peft.set_peft_model_state_dict(self.model, dict(tensors), adapter_name=self.name)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(active[name])
 
@@ -192,7 +239,11 @@ class PeftAttachment:
         Raises:
             CheckpointError: It does not fit.
         """
-        self.load(load_file(folder / ADAPTER_FILE))
+        self.load(load_file(self._saved_in(folder) / ADAPTER_FILE))
+
+    def _saved_in(self, folder: Path) -> Path:
+        """Where peft puts this adapter: an adapter with a name of its own has its own folder."""
+        return folder if self.name == ADAPTER else folder / self.name
 
     def save(self, folder: Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors`.
@@ -201,8 +252,9 @@ class PeftAttachment:
             folder: Where; peft makes it if needed.
         """
         # The embeddings are saved where they are in modules_to_save; peft's own guess would look them up on a hub.
-        self.model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
+        self.model.save_pretrained(str(folder), selected_adapters=[self.name], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
+        folder = self._saved_in(folder)
         # peft takes the tied partner out of modules_to_save while it attaches; a loader must be told of both again, or
         # it would put the trained weight into the base's own head (GPT-2's embedding is not named embed_tokens).
         path = folder / "adapter_config.json"
@@ -215,126 +267,37 @@ class PeftAttachment:
 
         Returns:
             The base as it was given: same object, same tensors, same keys, same `requires_grad`.
+
+        Raises:
+            MethodError: It has been merged.
         """
+        check_not_over(self.ended, "removed")
         _restore_originals(self.model.base_model.model)  # first: unload would keep the trained copies
         return self._hand_back(self.model.unload())
 
+    def merge(self) -> nn.Module:
+        """Fold the adapter into the base's weights and take it off; what was trained whole takes its original's place.
+
+        Returns:
+            The base, the same object with the keys and classes it was given with, answering as the adapted model did in
+            evaluation mode.
+
+        Raises:
+            MethodError: It cannot be merged, or is not on the base any more; nothing has changed.
+            NonFiniteError: A merged weight would not be finite; nothing has changed.
+        """
+        check_not_over(self.ended, "merged")
+        base = fold(self.model, str(self.config.peft_type.value).lower())
+        self.ended = "merged"
+        return self._hand_back(base)
+
     def _hand_back(self, base: nn.Module) -> nn.Module:
         """The base without what peft left on it."""
+        self.ended = self.ended or "removed"
         _restore_originals(base)
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(self._required_grad.get(name, True))
         return base
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedWhole:
-    """What is trained whole beside an adapter.
-
-    Attributes:
-        modules: Paths for peft's `modules_to_save`: embeddings and head where they are selected, new heads of a classifier.
-        by_peft: Whether peft ties an embedding and its head by itself (`ensure_weight_tying`).
-        tied: Modules that share one weight and must share it again; for `PeftAttachment`.
-    """
-
-    modules: tuple[str, ...]
-    by_peft: bool
-    tied: tuple[str, ...]
-
-
-def trained_whole(
-    model: nn.Module, family: FamilyMap, selection: Selection, *, head: Head, peft_ties: bool = False
-) -> TrainedWhole:
-    """What is trained whole beside an adapter.
-
-    Args:
-        model: The base.
-        family: Its map.
-        selection: What the targets stand for.
-        head: What the model ends in; a classification head is new and is trained whole.
-        peft_ties: Whether the peft config knows `ensure_weight_tying`.
-
-    Returns:
-        The modules, and how they are tied.
-    """
-    saved = [site.path for site in selection.saved]
-    aliases = _sharing_modules(model, saved[0]) if saved and family.tied else []
-    # peft ties an embedding and its head; where more modules share the weight (T5), PeftAttachment does it.
-    by_peft = peft_ties and len(aliases) == 1
-    tied = () if by_peft or not aliases else (saved[0], *aliases)
-    saved += new_modules(model, head)
-    return TrainedWhole(tuple(dict.fromkeys([*saved, *aliases])), by_peft, tied)
-
-
-def _sharing_modules(model: nn.Module, path: str) -> list[str]:
-    """The other modules whose weight is the very tensor of one module: the head, a second stack's embedding."""
-    weight = model.get_submodule(path).weight
-    modules = model.named_modules(remove_duplicate=False)
-    return [name for name, module in modules if name != path and getattr(module, "weight", None) is weight]
-
-
-def new_modules(model: nn.Module, head: Head) -> list[str]:
-    """What a classification model has beside its pretrained trunk (DistilBERT: two layers); peft knows one of them.
-
-    Args:
-        model: The base.
-        head: What it ends in.
-
-    Returns:
-        Names of modules that are new and must be trained whole; none for models that generate.
-    """
-    if head != "classification":
-        return []
-    trunk = getattr(model, "base_model_prefix", "")
-    parts = model.named_children()
-    return [name for name, part in parts if name != trunk and any(True for _ in part.parameters())]
-
-
-def target_names(family: FamilyMap, sites: Sequence[Site]) -> list[str]:
-    """The shortest names by which peft finds exactly the chosen modules.
-
-    Args:
-        family: The map of the base.
-        sites: The chosen sites.
-
-    Returns:
-        Last path components (`q_proj`) where these match nothing else, else full paths.
-    """
-    chosen = {site.path for site in sites}
-    short = sorted({path.rpartition(".")[2] for path in chosen})
-    matched = {site.path for site in family.sites if site.path.rpartition(".")[2] in short}
-    return short if matched == chosen else sorted(chosen)
-
-
-def expert_parameters(model: nn.Module, sites: Sequence[Site]) -> list[str]:
-    """The 3-D parameters of groups of experts, one matrix for each expert; peft's `target_parameters`.
-
-    Args:
-        model: The base.
-        sites: The groups.
-
-    Returns:
-        Full names.
-    """
-    return [
-        f"{site.path}.{name}"
-        for site in sites
-        for name, parameter in model.get_submodule(site.path).named_parameters(recurse=False)
-        if parameter.dim() == 3
-    ]
-
-
-def is_transposed(model: nn.Module, sites: Sequence[Site]) -> bool:
-    """Whether the weights of chosen modules are laid out (in, out), as in GPT-2's Conv1D; peft's `fan_in_fan_out`.
-
-    Args:
-        model: The base.
-        sites: The chosen sites.
-
-    Returns:
-        True where one is.
-    """
-    return any(type(model.get_submodule(site.path)).__name__ == "Conv1D" for site in sites)
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -369,3 +332,47 @@ def _restore_originals(model: nn.Module) -> None:
 def _cuda_devices(model: nn.Module) -> list[int]:
     """The CUDA devices a model lies on."""
     return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+
+
+def peft_name(scope: str) -> str:
+    """What the adapter of a scope is called inside peft, where a name has no dots.
+
+    Args:
+        scope: As in `FamilyMap.within`; "" for the whole model.
+
+    Returns:
+        The name.
+    """
+    return scope.replace(".", "_") or ADAPTER
+
+
+@contextmanager
+def beside(live: Any) -> Iterator[None]:
+    """A context in which a further adapter of the base is put beside those that it has.
+
+    Args:
+        live: peft's model of the base; None where it has no adapters yet.
+    """
+    token = _LIVE.set(live)
+    try:
+        yield
+    finally:
+        _LIVE.reset(token)
+
+
+def _put_on(model: Any, config: Any, name: str) -> Any:
+    """Put an adapter on a base, or beside the adapters that other parts of it have.
+
+    Args:
+        model: A base, or peft's model of it.
+        config: The peft config.
+        name: The adapter's name inside peft.
+
+    Returns:
+        peft's model, all adapters switched on.
+    """
+    if not isinstance(model, peft.PeftModel):
+        return peft.get_peft_model(model, config, adapter_name=name)
+    model.add_adapter(name, config)
+    model.base_model.set_adapter(list(model.peft_config))
+    return model

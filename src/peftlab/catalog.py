@@ -105,4 +105,11 @@ METHODS = Catalog("method", "methods")
 METRICS = Catalog("metric", "metrics")
 PROBES = Catalog("probe", "probes")
 FAMILIES = Catalog("family", "families")
-CATALOGS = {"tasks": TASKS, "methods": METHODS, "metrics": METRICS, "probes": PROBES}
+EXPERIMENTS = Catalog("experiment", "experiments")
+CATALOGS = {
+    "tasks": TASKS,
+    "methods": METHODS,
+    "metrics": METRICS,
+    "probes": PROBES,
+    "experiments": EXPERIMENTS,
+}

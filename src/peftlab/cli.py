@@ -101,7 +101,7 @@ def make_parser(verb: str) -> Parser:
 
 def _overview() -> str:
     """The text of `peftlab --help`."""
-    verbs = "\n".join(f"  {name:<10}{verb.text}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<12}{verb.text}" for name, verb in VERBS.items())
     return (
         "usage: peftlab VERB [ARGUMENTS]\n\n"
         "A laboratory for parameter-efficient fine-tuning: shows what trained, what it cost and whether it\n"

@@ -35,6 +35,8 @@ from peftlab.extending import (
 )
 from peftlab.family import FamilyMap, Selection
 from peftlab.files import write_json
+from peftlab.insertion.plain_model import check_can_stay
+from peftlab.merging import check_not_over
 from peftlab.method import Head
 from peftlab.schedule import Schedule
 
@@ -72,7 +74,7 @@ class HybridAttachment(PeftAttachment):
     ) -> None:
         # "causal": a new head is copied and trained by peft here
         self.block = existing or NewLayerAttachment(model, family, settings, head="causal", seed=seed)
-        self.layers = self.block.layers
+        self.layers, self.beneath = self.block.layers, self.block
         try:
             extended = self.block.family
             selection = extended.select(settings.targets)
@@ -190,3 +192,20 @@ class HybridAttachment(PeftAttachment):
         """
         super().remove()
         return self.block.remove()
+
+    def merge(self) -> nn.Module:
+        """Fold LoRA into the base and the new blocks, and leave the blocks in the base for good.
+
+        Returns:
+            The base, the same object, a plain and deeper model.
+
+        Raises:
+            MethodError: The LoRA cannot be merged, the blocks cannot stay, or they are not on the base any more; nothing has
+                changed.
+            NonFiniteError: A merged weight would not be finite; nothing has changed.
+        """
+        check_not_over(self.ended, "merged")
+        check_can_stay(self.model.base_model.model, self.layers)
+        base = super().merge()
+        self.block.stay()
+        return base

@@ -63,8 +63,8 @@ class TaskSettings(Settings):
 class AdapterSettings(Settings):
     """One adapter: its scope, its method and the method's own settings."""
 
-    scope: Literal["model"] = "model"
-    """Which part of the model it adapts."""
+    scope: str = Field(default="model", min_length=1)
+    """Which part of the model it adapts: model, a tower such as encoder or vision_tower, or the path of a module."""
     method: str = "lora"
     """A method of `peftlab list methods`."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -193,7 +193,7 @@ class RunConfig(Settings):
 
     model: ModelSettings = ModelSettings()
     task: TaskSettings = TaskSettings()
-    adapters: tuple[AdapterSettings, ...] = Field(default=(AdapterSettings(),), min_length=1, max_length=1)
+    adapters: tuple[AdapterSettings, ...] = Field(default=(AdapterSettings(),), min_length=1)
     """What is added and trained, one adapter for each scope."""
     schedule: ScheduleSettings = ScheduleSettings()
     training: TrainingSettings = TrainingSettings()
@@ -216,6 +216,17 @@ class RunConfig(Settings):
             raise ValueError(f"'method' must be a mapping such as {{name: lora, rank: 8}}, not {method!r}")
         settings = dict(method)
         return rest | {"adapters": [{"method": settings.pop("name", "lora"), "settings": settings}]}
+
+    @field_validator("adapters")
+    @classmethod
+    def _one_for_each_scope(cls, adapters: tuple[AdapterSettings, ...]) -> tuple[AdapterSettings, ...]:
+        scopes = [adapter.scope for adapter in adapters]
+        twice = sorted({scope for scope in scopes if scopes.count(scope) > 1})
+        if twice:
+            raise ValueError(
+                f"{len(scopes)} adapters for the scopes {', '.join(scopes)}: each scope has one, {twice[0]} has several"
+            )
+        return adapters
 
     @field_validator("probes")
     @classmethod
@@ -262,10 +273,13 @@ class RunConfig(Settings):
 
     def run_name(self) -> str:
         """The run folder's name, made from the final config: `{name}-{fingerprint}`."""
-        adapter = self.adapters[0]
-        targets = adapter.settings.get("targets") or ""  # some methods have none, some choose them themselves
-        targets = targets if isinstance(targets, str) else "+".join(targets)
-        parts = [self.task.name.rpartition(".")[2], adapter.method, targets]
+        parts = [self.task.name.rpartition(".")[2]]
+        for adapter in self.adapters:
+            targets = (
+                adapter.settings.get("targets") or ""
+            )  # some methods have none, some choose them themselves
+            parts += [adapter.method, targets if isinstance(targets, str) else "+".join(targets)]
+            parts += [adapter.scope] if adapter.scope != "model" else []
         parts.append((self.schedule.strategy or "").replace("->", "-"))
         stem = self.output.name or re.sub(r"[^\w+.-]+", "-", "-".join(p for p in parts if p))[:80]
         return f"{stem}-{self.fingerprint()}"

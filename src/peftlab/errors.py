@@ -9,6 +9,7 @@ PeftlabError                    exit code
 │   ├── ModelError                  a model that cannot be loaded or does not suit the task
 │   ├── TargetError                 a target group or module name that matches nothing in this model
 │   ├── MethodError                 a method that has no place in this model, or not with these settings
+│   ├── MissingPeftError            LoRA was asked for where peft is not installed
 │   ├── ScheduleError               phases that overlap, leave gaps or do not fit the run
 │   └── OutputError                 an output folder that cannot be written, or a disk that is full
 ├── RunError                    1   a run that started and failed
@@ -77,6 +78,10 @@ class TargetError(InputError):
 
 class MethodError(InputError):
     """A method has no place in this model, or not with these settings."""
+
+
+class MissingPeftError(InputError, RuntimeError):
+    """LoRA was asked for where peft is not installed."""
 
 
 class ScheduleError(InputError):

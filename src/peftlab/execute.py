@@ -18,7 +18,7 @@ import torch
 from torch import distributed, nn
 
 from peftlab.batches import Collator
-from peftlab.catalog import METHODS, PROBES
+from peftlab.catalog import PROBES
 from peftlab.config import RunConfig, build_config, read_yaml
 from peftlab.devices import (
     choose_device,
@@ -42,12 +42,13 @@ from peftlab.memory.fitting import NOT_PREDICTED, plan_memory
 from peftlab.memory.splitting import describe_split, longest_batch, split_step
 from peftlab.method import Attachment
 from peftlab.objective import ModelLoss
-from peftlab.probe import ProbeContext
+from peftlab.probe import ProbeContext, Recording
 from peftlab.progress import RunCallback
 from peftlab.proof import fingerprint
 from peftlab.resolve import Resolved, resolve
 from peftlab.run import RunFolder
 from peftlab.store import BundleFacts, save_bundle
+from peftlab.towers import attach_adapters
 from peftlab.trainer import LabTrainer
 from peftlab.training import TrainingParts, ignore_event, make_arguments
 
@@ -196,14 +197,12 @@ class _Execution:
         marks = [(name, p, fingerprint(p)) for name, p in base.named_parameters()]
         before = self._evaluate(base, "before") if first else None
         wait_for_all()
-        adapter = self.config.adapters[0]
-        method = METHODS.load(adapter.method)
         family = map_model(base)
         self._look_once_more(base, family)
-        attachment: Attachment = method.attach(
+        attachment = attach_adapters(
             base,
             family,
-            method.Settings(**adapter.settings),
+            self.config.adapters,
             head=self.resolved.source.head,
             seed=self.config.training.seed,
         )
@@ -298,6 +297,8 @@ class _Execution:
         for name, settings in config.probes.items():
             leaf = PROBES.load(name)
             probes[name] = leaf.start(ProbeContext(groups), leaf.Settings(**settings))
+        if isinstance(attachment, Recording):
+            probes |= attachment.probes()
         first = process_rank() == 0
         callback = RunCallback(patience=config.training.early_stopping_patience, quiet=not first)
         parts = TrainingParts(
@@ -332,6 +333,7 @@ class _Execution:
         scores = {name: score["value"] for name, score in after["metrics"].items()} if after else {}
         facts = BundleFacts(
             adapter=config.adapters[0],
+            beside=config.adapters[1:],
             base=config.model.name,
             base_hash=hash_tensors(source),
             tokenizer_hash=hash_tokenizer(source.tokenizer),

@@ -22,8 +22,11 @@ from peftlab.errors import CheckpointError, ScheduleError
 from peftlab.family import FamilyMap, Selection
 from peftlab.files import write_json
 from peftlab.insertion import NewLayers, configs_of
+from peftlab.insertion.plain_model import check_can_stay
 from peftlab.mapping import map_model
-from peftlab.method import Head
+from peftlab.merging import check_not_over
+from peftlab.method import Head, OrdinaryTraining
+from peftlab.occupancy import check_free, occupy
 from peftlab.placement import Placement
 from peftlab.schedule import Schedule
 
@@ -34,7 +37,7 @@ LAYER_CONFIG = "new_layer.json"
 _VERSION = 1
 
 
-class NewLayerAttachment:
+class NewLayerAttachment(OrdinaryTraining):
     """New blocks on a base; satisfies `method.Attachment`.
 
     Args:
@@ -54,6 +57,7 @@ class NewLayerAttachment:
     """
 
     rewritten: tuple[str, ...] = ()
+    ended = ""
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class NewLayerAttachment:
         seed: int,
         lent: NewLayers | None = None,
     ) -> None:
+        check_free(model)
         self.model: Any = model
         self.layers = NewLayers(model, family, placement, seed=seed, lent=lent)
         self._required_grad = [(p, p.requires_grad) for p in model.parameters()]
@@ -83,6 +88,7 @@ class NewLayerAttachment:
             self.remove()
             raise
         self.selection = Selection((), (), tuple(self.layers.notes()))
+        occupy(model, self)
 
     def _own(self) -> dict[str, torch.Tensor]:
         """All tensors that the attachment added, by name in the base."""
@@ -113,6 +119,7 @@ class NewLayerAttachment:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """A context in which the blocks are out of the model, which answers exactly as the base does."""
+        check_not_over(self.ended, "switched off")
         current = {name: getattr(self.model, name) for name in self._heads}
         for name, head in self._heads.items():
             setattr(self.model, name, head)
@@ -229,7 +236,12 @@ class NewLayerAttachment:
 
         Returns:
             The base as it was given: same object, tensors, keys, config, indexes and `requires_grad`.
+
+        Raises:
+            MethodError: It has been merged.
         """
+        check_not_over(self.ended, "removed")
+        self.ended = "removed"
         self.layers.remove()
         for name, head in self._heads.items():
             setattr(self.model, name, head)
@@ -237,6 +249,33 @@ class NewLayerAttachment:
             parameter.requires_grad_(required)
         base: nn.Module = self.model
         return base
+
+    def merge(self) -> nn.Module:
+        """Leave the blocks in the base for good, which is a plain, deeper model from then on; a trained head stays too.
+
+        Returns:
+            The base, the same object: its config counts the blocks, and transformers saves and loads it.
+
+        Raises:
+            MethodError: A gate is not one, a plain model could not be like this, or it is not on the base any more.
+            NonFiniteError: A value of a block is not finite.
+        """
+        check_not_over(self.ended, "merged")
+        check_can_stay(self.model, self.layers)
+        self.stay()
+        base: nn.Module = self.model
+        return base
+
+    def stay(self) -> None:
+        """Make blocks and heads the base's own; what `merge` does once nothing speaks against it."""
+        self.layers.stay()
+        for name, head in self._trained_heads.items():
+            dtypes = {n: p.dtype for n, p in self._heads[name].named_parameters()}
+            for inner, parameter in head.named_parameters():
+                parameter.data = parameter.data.to(dtypes[inner])
+        for parameter, required in self._required_grad:
+            parameter.requires_grad_(required)
+        self.ended = "merged"
 
 
 def share_layers(

@@ -8,7 +8,7 @@ model; nothing here touches torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from peftlab.certificate import Certificate, StackProof
 from peftlab.errors import TargetError, did_you_mean
@@ -63,12 +63,14 @@ class Selection:
         saved: Sites trained whole (embeddings and head); of a tied pair only the embedding.
         notes: What a person should know, e.g. that query, key and value are one fused module here.
         experts: Groups of experts held as 3-D parameters, where they were asked for.
+        scope: Of the map that was asked.
     """
 
     adapted: tuple[Site, ...]
     saved: tuple[Site, ...] = ()
     notes: tuple[str, ...] = ()
     experts: tuple[Site, ...] = ()
+    scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,9 @@ class FamilyMap:
         proofs: Stack name to what was proved about it.
         certificates: The certificates of the transformers models inside, one for each.
         unproven: Path of a linear layer in a block to the reason why nothing is known of it.
+        scope: What the adapter of this part of the model is called beside those of other parts; "" where the whole model
+            is one adapter's.
+        partial: Whether the model has blocks that the map does not show: names of modules may mean others too.
     """
 
     model_type: str
@@ -92,6 +97,8 @@ class FamilyMap:
     proofs: Mapping[str, StackProof] = field(default_factory=dict)
     certificates: tuple[Certificate, ...] = ()
     unproven: Mapping[str, str] = field(default_factory=dict)
+    scope: str = ""
+    partial: bool = False
     _by_path: Mapping[str, Site] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -154,6 +161,58 @@ class FamilyMap:
         """The number of blocks of a stack, shared ones once; 0 for "" (outside the stacks)."""
         return self.stacks.get(stack, 0)
 
+    def tower(self, scope: str) -> str:
+        """The path of the module that a scope stands for.
+
+        Args:
+            scope: A name from `stacks`, which stands for the outermost module that holds this stack and no other, or the
+                path of a module with blocks in it.
+
+        Returns:
+            The path in the mapped model.
+
+        Raises:
+            TargetError: There is no such part.
+        """
+        paths = {stack: self.blocks(stack)[0].path.split(".") for stack in self.stacks}
+        if scope in paths and len(paths) > 1:
+            own = paths[scope]
+            others = [path for stack, path in paths.items() if stack != scope]
+            known = max(next(i for i, part in enumerate(own) if part != path[i]) for path in others)
+            return ".".join(own[: known + 1])
+        if any(block.path == scope or block.path.startswith(f"{scope}.") for block in self.blocks()):
+            return scope
+        there = f"towers: {', '.join(paths)}" if len(paths) > 1 else "it has one stack; leave the scope out"
+        raise TargetError(
+            f"scope '{scope}' is no part of this {self.model_type} model{did_you_mean(scope, paths)}; {there}, or the path"
+            " of a module with transformer blocks"
+        )
+
+    def within(self, scope: str) -> FamilyMap:
+        """The map of one part of the model: an adapter that is attached by it adapts that part alone.
+
+        Args:
+            scope: As in `tower`.
+
+        Returns:
+            A map with the sites, stacks and proofs of that part; the paths stay those of the whole model.
+
+        Raises:
+            TargetError: There is no such part.
+        """
+        tower = self.tower(scope)
+        inside = [s for s in self.sites if s.path == tower or s.path.startswith(f"{tower}.")]
+        stacks = {site.stack for site in inside if site.role == "block"}
+        return replace(
+            self,
+            sites=tuple(inside),
+            stacks={stack: number for stack, number in self.stacks.items() if stack in stacks},
+            proofs={stack: proof for stack, proof in self.proofs.items() if stack in stacks},
+            unproven={p: reason for p, reason in self.unproven.items() if p.startswith(f"{tower}.")},
+            scope=scope,
+            partial=True,
+        )
+
     def column(self, site: Site) -> str | None:
         """The layer column a site's gradient counts to: `layer_0_attention`, `decoder_layer_3_mlp`.
 
@@ -200,7 +259,7 @@ class FamilyMap:
                 saved = self._whole()
         ordered = tuple(site for site in self.sites if site.path in chosen)
         names = {SEED_SPELLINGS.get(target, target) for target in wanted}
-        return Selection(ordered, saved, tuple(self._notes(names, ordered, groups)), groups)
+        return Selection(ordered, saved, tuple(self._notes(names, ordered, groups)), groups, self.scope)
 
     @property
     def experts(self) -> tuple[Site, ...]:

@@ -126,8 +126,8 @@ def verify_folder(folder: Path) -> None:
     """
     record = folder / CHECKSUMS
     try:
-        expected: dict[str, str] = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        expected: dict[str, str] = dict(json.loads(record.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} is not complete: {record.name} cannot be read ({error})") from error
     found = checksums(folder)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

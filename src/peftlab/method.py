@@ -8,7 +8,7 @@ A leaf in `methods/` is a module with:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.optim import Optimizer
 
     from peftlab.family import FamilyMap, Selection
     from peftlab.schedule import Schedule
@@ -49,6 +50,23 @@ class Attachment(Protocol):
 
     def disabled(self) -> AbstractContextManager[None]:
         """A context in which `model` answers as the base does."""
+        ...
+
+    def prepare(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """Told once before the first step of a fresh training, never of a resumed one; most methods take nothing.
+
+        `batches` makes collated batches of the run's own rows, in the order of training, only as far as it is asked for;
+        on the CPU. The tensors of `parameters` keep identity and shape. What cannot be made of these rows is a MethodError.
+        """
+        ...
+
+    def make_optimizer(
+        self, kind: type[Optimizer], options: Mapping[str, Any], *, weight_decay: float
+    ) -> Optimizer | None:
+        """The method's own optimizer over all that `parameters` names; None leaves it to the trainer.
+
+        `kind` and `options` ("lr", "betas", "eps" ...) are the trainer's. Its state is kept by parameter, as torch does.
+        """
         ...
 
     def begin(self, schedule: Schedule) -> None:
@@ -87,6 +105,39 @@ class Attachment(Protocol):
     def remove(self) -> nn.Module:
         """Take the adapter off; the base that comes back is bit-equal to what was given (law 2)."""
         ...
+
+    def merge(self) -> nn.Module:
+        """Put the adapter's effect into the base's own weights and take it off, all or nothing.
+
+        The base answers as the adapted model did and is a plain model again; what cannot be is a MethodError.
+        """
+        ...
+
+
+class OrdinaryTraining:
+    """Training as most methods have it: nothing to prepare, and the trainer's own optimizer."""
+
+    def prepare(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """Nothing to prepare: a method that starts from rows has more to do.
+
+        Args:
+            batches: Batches of the run's rows; none is taken.
+        """
+
+    def make_optimizer(
+        self, kind: type[Optimizer], options: Mapping[str, Any], *, weight_decay: float
+    ) -> Optimizer | None:
+        """The trainer's own optimizer: a method with another has more to do.
+
+        Args:
+            kind: The trainer's optimizer class.
+            options: Its settings.
+            weight_decay: Weight decay.
+
+        Returns:
+            None.
+        """
+        return None
 
 
 class Method(Protocol):

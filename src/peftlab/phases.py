@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from torch import nn
 from torch.optim import Optimizer
@@ -19,13 +20,21 @@ class PhaseSwitch:
         schedule: What trains when.
         family: The map of the model as it stands, adapter included.
         parameters: Every tensor of the adapter, by name.
+        model: The model as it stands; None leaves dropout alone.
 
     Raises:
         ScheduleError: A phase names a group, role or layer that this adapter does not have, or trains nothing.
     """
 
-    def __init__(self, schedule: Schedule, family: FamilyMap, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        family: FamilyMap,
+        parameters: Mapping[str, nn.Parameter],
+        model: nn.Module | None = None,
+    ) -> None:
         self.schedule, self._parameters = schedule, parameters
+        self._dropouts = list(_adapter_dropouts(model)) if model is not None else []
         self._sites = {name: family.locate(name) for name in parameters}
         self._num_layers = {name: family.num_blocks(site.stack) for name, site in self._sites.items()}
         self.index: int | None = None
@@ -99,7 +108,49 @@ class PhaseSwitch:
             parameter.requires_grad_(name in active)
             if name not in active:
                 parameter.grad = None  # AdamW skips a tensor without a gradient: no decay, no momentum
+        for dropout in self._dropouts:
+            dropout.follow()
         if optimizer is not None and phase.moments == "reset" and step == phase.start_step:
             for parameter in active.values():
                 optimizer.state.pop(parameter, None)
         return phase
+
+    def end(self) -> None:
+        """Give adapters that rested their dropout back."""
+        for dropout in self._dropouts:
+            dropout.restore()
+
+
+@dataclass(frozen=True, slots=True)
+class _AdapterDropout:
+    """The dropout in front of one adapter: an adapter that rests in a phase runs without, so that it stays one function.
+
+    Attributes:
+        module: The dropout.
+        rate: Its rate.
+        tensors: The adapter's tensors.
+    """
+
+    module: nn.Dropout
+    rate: float
+    tensors: tuple[nn.Parameter, ...]
+
+    def follow(self) -> None:
+        """Drop only where a tensor trains."""
+        self.module.p = self.rate if any(tensor.requires_grad for tensor in self.tensors) else 0.0
+
+    def restore(self) -> None:
+        """Drop as at the start."""
+        self.module.p = self.rate
+
+
+def _adapter_dropouts(model: nn.Module) -> Iterator[_AdapterDropout]:
+    """The dropouts of LoRA and its like, one for each adapted module and adapter."""
+    for layer in model.modules():
+        dropouts = getattr(layer, "lora_dropout", None)
+        if not isinstance(dropouts, nn.ModuleDict):
+            continue
+        for name, dropout in dropouts.items():
+            own = [p for path, p in layer.named_parameters() if name in path.split(".")]
+            if isinstance(dropout, nn.Dropout):
+                yield _AdapterDropout(dropout, dropout.p, tuple(own))

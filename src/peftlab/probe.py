@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from peftlab.gradients import GradientGroups, Reading
@@ -48,6 +48,18 @@ class RunningProbe(Protocol):
 
     def write(self, folder: Path) -> None:
         """Write the record into the run folder."""
+        ...
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """An attachment that has something of its own to record, such as the ranks that a method gives to modules.
+
+    Such a record belongs to the method: it is always kept, and costs nothing that the method does not do anyway.
+    """
+
+    def probes(self) -> dict[str, RunningProbe]:
+        """The method's own records, by name; the method writes their rows, a run keeps them like any probe's."""
         ...
 
 

@@ -21,8 +21,11 @@ from transformers import DynamicCache, EncoderDecoderCache
 from peftlab.attachment import ADAPTER, PeftAttachment
 from peftlab.errors import CheckpointError, MethodError
 from peftlab.family import Selection
+from peftlab.merging import check_not_over
 
 _PREPARES = "prepare_inputs_for_generation"
+_CACHES = (peft.PeftType.PREFIX_TUNING, peft.PeftType.CARTRIDGE)
+"""What trains keys and values, which stand at the beginning of a cache."""
 ENCODER_FILE = "prompt_encoder.safetensors"
 """What peft leaves out of its file: the encoder's own weights."""
 
@@ -52,6 +55,8 @@ class PromptAttachment(PeftAttachment):
 
         if self.config.peft_type == peft.PeftType.PREFIX_TUNING and self.config.task_type == "SEQ_2_SEQ_LM":
             self.model.get_prompt = self._decoder_prefixes
+        if self.config.peft_type in _CACHES and hasattr(model, "generate"):
+            self.model.generate = self._generate
 
     def _check_targets(self) -> None:
         """Nothing is targeted."""
@@ -71,6 +76,22 @@ class PromptAttachment(PeftAttachment):
         keys_values = parts.permute(2, 3, 0, 4, 1, 5)  # layer, key or value, batch, heads, prefix, head
         return EncoderDecoderCache(DynamicCache([(k, v) for k, v in keys_values]), DynamicCache())
 
+    def _generate(self, *given: Any, **more: Any) -> Any:
+        """Generate with a cache, where the prefix stands; without one, peft 0.21 loses it after the first token, or fails.
+
+        Raises:
+            MethodError: A cache is not wanted.
+        """
+        if (
+            more.get("use_cache") is False
+            or getattr(more.get("generation_config"), "use_cache", None) is False
+        ):
+            name = str(self.config.peft_type.value).lower()
+            raise MethodError(f"{name} stands in the cache of keys and values: generate with use_cache=True")
+        return type(self.model).generate(
+            self.model, *given, **more, **({} if "use_cache" in more else {"use_cache": True})
+        )
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """A context in which `model` answers as the base does."""
@@ -81,9 +102,11 @@ class PromptAttachment(PeftAttachment):
         lacking = [m for m in (self.model, base) if not hasattr(m, _PREPARES)]
         for module in lacking:  # peft exchanges what a classifier does not have
             setattr(module, _PREPARES, None)
+        own = None
         if hasattr(
             base, "generate"
         ):  # peft would put virtual tokens in front of an encoder's text all the same
+            own = vars(self.model).get("generate")
             self.model.generate = base.generate
         heads = [m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
         try:
@@ -97,6 +120,8 @@ class PromptAttachment(PeftAttachment):
                         module.enable_adapters(True)
         finally:
             vars(self.model).pop("generate", None)
+            if own is not None:
+                self.model.generate = own
             for module in lacking:
                 vars(module).pop(_PREPARES, None)
 
@@ -151,13 +176,26 @@ class PromptAttachment(PeftAttachment):
             )
         self.load(load_file(folder / ENCODER_FILE))
 
+    def merge(self) -> nn.Module:
+        """Refused: a prompt is read beside the text and is in no weight of the base.
+
+        Raises:
+            MethodError: Always.
+        """
+        check_not_over(self.ended, "merged")
+        raise MethodError(
+            f"{str(self.config.peft_type.value).lower()} trains what the model reads beside a text, which no weight of the"
+            " base could hold: it cannot be merged; keep it beside the base (save), or take it off (remove)"
+        )
+
     def remove(self) -> nn.Module:
         """Take the prompt off.
 
         Returns:
             The base as it was given.
         """
-        vars(self.model).pop("get_prompt", None)
+        for name in ("get_prompt", "generate"):
+            vars(self.model).pop(name, None)
         vars(self.model.base_model).pop(_PREPARES, None)
         return self._hand_back(self.model.base_model)
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from peftlab.batches import EpochOrder, Row, RowBuilder, RowCount
-from peftlab.catalog import METHODS, TASKS
+from peftlab.catalog import TASKS
 from peftlab.commands.preconditions import check_places
 from peftlab.config import RunConfig
 from peftlab.devices import choose_device, choose_dtype, num_processes
@@ -24,6 +24,7 @@ from peftlab.mapping import map_model
 from peftlab.phases import PhaseSwitch
 from peftlab.schedule import Schedule
 from peftlab.task import Example, Splits, choose
+from peftlab.towers import attach_adapters
 
 _BYTES_PER_TRAINED_PARAMETER = 12
 """A checkpoint holds each trained parameter and AdamW's two moments in float32."""
@@ -145,8 +146,7 @@ def _check_positions(config: RunConfig, source: ModelSource, longest: int) -> No
     positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return
-    adapter = config.adapters[0]
-    virtual = getattr(METHODS.load(adapter.method).Settings(**adapter.settings), "num_virtual_tokens", 0)
+    virtual = max(adapter.settings.get("num_virtual_tokens") or 0 for adapter in config.adapters)
     if longest + virtual > positions:
         before = f" behind {virtual} virtual ones" if virtual else ""
         raise ConfigError(
@@ -204,14 +204,8 @@ def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> di
     if config.model.gradient_checkpointing:
         switch_checkpointing(base, True)
     total = sum(p.numel() for p in base.parameters())
-    adapter = config.adapters[0]
-    method = METHODS.load(adapter.method)
-    attached = method.attach(
-        base,
-        map_model(base),
-        method.Settings(**adapter.settings),
-        head=source.head,
-        seed=config.training.seed,
+    attached = attach_adapters(
+        base, map_model(base), config.adapters, head=source.head, seed=config.training.seed
     )
     parameters = attached.parameters()
     attached.begin(schedule)

@@ -21,9 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peftlab.errors import CheckpointError, MethodError
+from peftlab.errors import CheckpointError, MethodError, NonFiniteError
 from peftlab.family import FamilyMap, Selection, Site
 from peftlab.files import write_json
+from peftlab.merging import check_not_over
+from peftlab.method import OrdinaryTraining
+from peftlab.occupancy import check_free, occupy
 from peftlab.schedule import Schedule
 
 RECORD_FILE = "rewritten.json"
@@ -34,7 +37,7 @@ _RECORD_VERSION = 1
 _SHOWN = 6
 
 
-class RewrittenAttachment:
+class RewrittenAttachment(OrdinaryTraining):
     """Base tensors that train in place; satisfies `method.Attachment`.
 
     Args:
@@ -54,9 +57,12 @@ class RewrittenAttachment:
         MethodError: There is nothing to train, or it is not of float32 or wider.
     """
 
+    ended = ""
+
     def __init__(
         self, model: nn.Module, family: FamilyMap, names: Iterable[str], *, method: str, whole: bool
     ) -> None:
+        check_free(model)
         chosen = set(names)
         self.model, self.family = model, family
         self.rewritten = tuple(name for name, _ in model.named_parameters() if name in chosen)
@@ -67,6 +73,7 @@ class RewrittenAttachment:
         self._originals = {name: _kept(p) for name, p in self.parameters().items()}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
+        occupy(model, self)
 
     def _check_trainable(self) -> None:
         """Refuse what would not train.
@@ -109,6 +116,7 @@ class RewrittenAttachment:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """A context in which `model` computes with the original tensors; nothing may be trained or loaded inside."""
+        check_not_over(self.ended, "switched off")
         # the data is exchanged, not copied: the parameters, what autograd has kept of them and their storages stay
         parameters = self.parameters()
         trained = {name: p.data for name, p in parameters.items()}
@@ -220,7 +228,7 @@ class RewrittenAttachment:
             tensors = self._read_model(folder) if whole else load_file(folder / TENSORS_FILE)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
-        self.load({name: tensors[name] for name in names if name in tensors})
+        self.load({name: tensors[name] for name in names if name in tensors} if whole else tensors)
 
     def _read_model(self, folder: Path) -> dict[str, torch.Tensor]:
         """The parameters of a whole saved model, by name, as transformers reads them: its files may name them otherwise."""
@@ -229,10 +237,22 @@ class RewrittenAttachment:
         logging.disable_progress_bar()
         kind: Any = type(self.model)
         dtype = self.model.get_parameter(self.rewritten[0]).dtype
-        saved, report = kind.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
-        lacking = sorted(report["missing_keys"])
-        if lacking:
-            raise CheckpointError(f"{folder} lacks {len(lacking)} tensors: {', '.join(lacking[:_SHOWN])}")
+        told = logging.get_verbosity()
+        logging.set_verbosity_error()  # what it would only warn of is an error here
+        try:
+            saved, report = kind.from_pretrained(
+                str(folder), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        finally:
+            logging.set_verbosity(told)
+        wrong = {
+            "missing": sorted(report["missing_keys"]),
+            "unexpected": sorted(report["unexpected_keys"]),
+            "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
+        }
+        if any(wrong.values()):
+            found = "; ".join(f"{what} {names[:_SHOWN]}" for what, names in wrong.items() if names)
+            raise CheckpointError(f"the whole model in {folder} does not fit: {found}")
         return {name: p.detach() for name, p in saved.named_parameters()}
 
     def remove(self) -> nn.Module:
@@ -240,14 +260,39 @@ class RewrittenAttachment:
 
         Returns:
             The base as it was given: same object, same tensors, bit-equal, same `requires_grad`.
+
+        Raises:
+            MethodError: It has been merged.
         """
+        check_not_over(self.ended, "removed")
         with torch.no_grad():
             for name, parameter in self.parameters().items():
                 parameter.copy_(self._originals[name])
-                parameter.grad = None
+        return self._hand_back("removed")
+
+    def merge(self) -> nn.Module:
+        """Keep the trained tensors for good and let go of the originals.
+
+        Returns:
+            The base, the same object, with the values that were trained and the `requires_grad` it was given with.
+
+        Raises:
+            MethodError: It is not on the base any more.
+            NonFiniteError: A trained value is not finite; nothing has changed.
+        """
+        check_not_over(self.ended, "merged")
+        bad = next((n for n, p in self.parameters().items() if not torch.isfinite(p.detach()).all()), None)
+        if bad is not None:
+            raise NonFiniteError(f"{bad} has values that are not finite: {self._method} is not merged")
+        return self._hand_back("merged")
+
+    def _hand_back(self, how: str) -> nn.Module:
+        """The base as a plain model, with the tensors as they are now."""
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._required_grad[name])
-        self.rewritten, self._originals = (), {}
+            if name in self._originals:
+                parameter.grad = None
+        self.rewritten, self._originals, self.ended = (), {}, how
         return self.model
 
 

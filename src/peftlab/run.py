@@ -8,6 +8,7 @@ NAME/
   events.jsonl              what happened, one JSON object per line
   checkpoints/              to go on from
   gradient_analysis.*       gradient norms per group and layer
+  ranks.*                   effective rank of each module at every allocation, for methods that allocate
   TASK_evaluation.json      scores before and after; predictions.*.jsonl hold the answers
   results_summary.json      what it came to
   plots/  report.html       drawn from the above

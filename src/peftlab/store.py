@@ -18,13 +18,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from peftlab.catalog import METHODS, TASKS
+from peftlab.catalog import TASKS
 from peftlab.config import AdapterSettings, RunConfig, build_config, read_yaml
 from peftlab.errors import CheckpointError, InputError, OutputError, UnknownNameError
 from peftlab.files import CHECKSUMS, new_folder, verify_folder, write_json, write_text
 from peftlab.method import Attachment, Head
+from peftlab.restoring import load_whole, parse_manifest
 from peftlab.run import RunFolder
+from peftlab.settings import validate
 from peftlab.task import Splits
+from peftlab.towers import attach_adapters
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -46,6 +49,8 @@ class BundleFacts:
         seed: The run's seed, from which parts of a classifier that the base lacks were made.
         versions: Package versions.
         scores: Metric to value, after training.
+        beside: The adapters of further towers.
+        origin: Where an imported adapter comes from; "" for one that was trained here.
     """
 
     adapter: AdapterSettings
@@ -59,6 +64,8 @@ class BundleFacts:
     seed: int
     versions: Mapping[str, str]
     scores: Mapping[str, float]
+    beside: tuple[AdapterSettings, ...] = ()
+    origin: str = ""
 
 
 def hash_text(text: str) -> str:
@@ -99,6 +106,7 @@ def save_bundle(attachment: Attachment, tokenizer: Any, facts: BundleFacts, path
             "method": facts.adapter.method,
             "scope": facts.adapter.scope,
             "settings": facts.adapter.settings,
+            "beside": [adapter.model_dump(mode="json") for adapter in facts.beside],
             "head": facts.head,
             "labels": list(facts.labels),
             "seed": facts.seed,
@@ -109,6 +117,7 @@ def save_bundle(attachment: Attachment, tokenizer: Any, facts: BundleFacts, path
             "versions": dict(facts.versions),
             "counts": {"tensors": len(parameters), "parameters": sum(p.numel() for p in parameters)},
             "scores": dict(facts.scores),
+            "origin": facts.origin,
             "checksums": CHECKSUMS,
         }
         write_json(folder / MANIFEST, manifest)
@@ -118,8 +127,7 @@ def save_bundle(attachment: Attachment, tokenizer: Any, facts: BundleFacts, path
 
 def _set_base_name(folder: Path, name: str) -> None:
     """Name the base in peft's config as the person named it, not by this machine's path."""
-    path = folder / "adapter_config.json"
-    if path.exists():
+    for path in folder.rglob("adapter_config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = name
         write_json(path, config)
@@ -144,7 +152,10 @@ def _model_card(manifest: Mapping[str, Any]) -> str:
     """The bundle's README: front matter for the hub, then the facts."""
     scores = "".join(f"| {name} | {value:.2f} |\n" for name, value in manifest["scores"].items())
     table = f"\n| metric | after training |\n|---|---|\n{scores}" if scores else ""
-    counts = manifest["counts"]
+    counts, origin = manifest["counts"], manifest["origin"]
+    made = f"Imported from {origin}" if origin else f"Trained by peftlab on the task `{manifest['task']}`"
+    template = manifest["template"]["text"]
+    prompt = f"Prompt template, exactly as trained:\n\n```\n{template}\n```\n\n" if template else ""
     library, lines = _HOW_TO_LOAD.get(manifest["method"], _HOW_TO_LOAD["peft"])
     if manifest["method"] == "prefix_tuning" and manifest["head"] == "seq2seq":
         library, lines = _HOW_TO_LOAD["bitfit"]  # peft 0.21 would not give each layer its own prefix
@@ -152,10 +163,8 @@ def _model_card(manifest: Mapping[str, Any]) -> str:
         f"---\nlibrary_name: {library}\nbase_model: {manifest['base']['name']}\n"
         f"tags: [peftlab, {manifest['method']}]\n---\n\n"
         f"# {manifest['method']} adapter for {manifest['base']['name']}\n\n"
-        f"Trained by peftlab on the task `{manifest['task']}`: {counts['parameters']:,} parameters in"
-        f" {counts['tensors']} tensors.\n{table}\n"
-        f"```python\n{lines}\n```\n\n"
-        f"Prompt template, exactly as trained:\n\n```\n{manifest['template']['text']}\n```\n\n"
+        f"{made}: {counts['parameters']:,} parameters in {counts['tensors']} tensors.\n{table}\n"
+        f"```python\n{lines}\n```\n\n{prompt}"
         f"`{MANIFEST}` holds the hashes of base, tokenizer and template.\n"
     )
 
@@ -171,17 +180,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: The folder is not a bundle.
-        CheckpointError: A file is damaged, or the manifest is of a newer version.
+        CheckpointError: A file is damaged, or the manifest is of another version or lacks fields.
     """
     if not (path / MANIFEST).is_file():
         raise InputError(f"{path} is not a peftlab bundle: it holds no {MANIFEST}")
     verify_folder(path)
-    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    if manifest.get("version") != MANIFEST_VERSION:
-        raise CheckpointError(
-            f"{path}: manifest version {manifest.get('version')}, this peftlab reads {MANIFEST_VERSION}"
-        )
-    return manifest
+    return parse_manifest(path, MANIFEST, version=MANIFEST_VERSION)
 
 
 def attach_saved(base: Any, path: Path) -> Attachment:
@@ -196,16 +200,19 @@ def attach_saved(base: Any, path: Path) -> Attachment:
 
     Raises:
         InputError: The folder is not a bundle.
-        CheckpointError: A file is damaged, or the adapter does not fit the base.
+        CheckpointError: A file is damaged, or the adapter does not fit the base, which is then as it was.
+        ConfigError: The method does not know the bundle's settings.
     """
     from peftlab.mapping import map_model
 
     manifest = read_manifest(path)
-    method = METHODS.load(manifest["method"])
-    attachment: Attachment = method.attach(
-        base, map_model(base), method.Settings(**manifest["settings"]), head=manifest["head"], seed=0
-    )
-    attachment.load_saved(path)
+    first = {name: manifest[name] for name in ("method", "scope", "settings") if name in manifest}
+    adapters = [
+        validate(AdapterSettings, adapter, where=f"{path}: adapter")
+        for adapter in [first, *manifest.get("beside", ())]
+    ]
+    attachment = attach_adapters(base, map_model(base), adapters, head=manifest["head"], seed=0)
+    load_whole(attachment, path)
     attachment.model.eval()
     return attachment
 
@@ -262,7 +269,8 @@ def check_belongs(manifest: Mapping[str, Any], source: Any, path: Path) -> None:
             f"{path} was trained on a base with other weights than '{source.name}' has now"
             f" (tensors sha256 {expected[:12]}..., found {found[:12]}...)"
         )
-    if manifest["tokenizer_sha256"] != hash_tokenizer(source.tokenizer):
+    tokenizer = manifest["tokenizer_sha256"]  # none where an adapter was made without one
+    if tokenizer is not None and tokenizer != hash_tokenizer(source.tokenizer):
         raise CheckpointError(f"{path} was trained with another tokenizer than '{source.name}' has now")
 
 

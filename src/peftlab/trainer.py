@@ -8,19 +8,13 @@ transformers' or lies in callbacks.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from peftlab.batches import EpochOrder
 from peftlab.checkpoint import (
@@ -35,6 +29,7 @@ from peftlab.checkpoint import (
 from peftlab.errors import ConfigError, NonFiniteError
 from peftlab.files import new_folder, verify_folder, write_json
 from peftlab.gradients import read_gradients
+from peftlab.moments import Moments
 from peftlab.phases import PhaseSwitch
 from peftlab.proof import PhaseProof, TrainingProof
 from peftlab.schedule import Phase
@@ -73,7 +68,9 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         self.parts = parts
         parts.attachment.begin(parts.schedule)
         self.parameters = parts.attachment.parameters()
-        self.switch = PhaseSwitch(parts.schedule, parts.attachment.family, self.parameters)
+        self.switch = PhaseSwitch(
+            parts.schedule, parts.attachment.family, self.parameters, parts.attachment.model
+        )
         self.proof = TrainingProof(self.parameters, parts.attachment.steps_to_train)
         self.num_tokens = 0
         self.aside_seconds = 0.0
@@ -91,7 +88,30 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Moments(self))
+        self.add_callback(Moments(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **others: Any) -> Any:
+        """Train, from a checkpoint or from the start: then the method sees the first rows, where it starts from them.
+
+        Args:
+            resume_from_checkpoint: The checkpoint's folder.
+            rest: As transformers takes them.
+            others: As transformers takes them.
+
+        Returns:
+            transformers' output.
+        """
+        if not resume_from_checkpoint:
+            self.parts.attachment.prepare(self._first_batches())
+        return super().train(resume_from_checkpoint, *rest, **others)
+
+    def _first_batches(self) -> Iterator[dict[str, Any]]:
+        """The batches of one epoch in the order of training, of all processes: what a method may start from."""
+        size = self.args.per_device_train_batch_size
+        for step in range(self.order.steps_per_epoch):
+            rows = [self.parts.train_rows[i] for i in self.order.rows_of_step(step)]
+            for start in range(0, len(rows), size):
+                yield self.parts.collator(rows[start : start + size])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches in the run's own order, shared among the processes."""
@@ -156,6 +176,10 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         """The optimizer over every tensor of every phase; phases are applied when training begins."""
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            decay = self.args.weight_decay
+            self.optimizer = self.parts.attachment.make_optimizer(kind, options, weight_decay=decay)
         optimizer: torch.optim.Optimizer = (
             super().create_optimizer() if model is None else super().create_optimizer(model)
         )
@@ -274,8 +298,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         from safetensors.torch import save_file
 
         save_file(self.parts.attachment.tensors(), folder / ADAPTER_FILE)
-        names: dict[torch.Tensor, str] = {p: name for name, p in self.parameters.items()}
-        save_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), names, folder)
+        save_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), self._names(), folder)
         self.state.save_to_json(str(folder / "trainer_state.json"))
         step = self.state.global_step
         state = {
@@ -289,6 +312,10 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         }
         write_json(folder / STATE_FILE, state)
 
+    def _names(self) -> dict[torch.Tensor, str]:
+        """The name of every tensor that an optimizer may hold: LoRA-FA's holds frozen ones too."""
+        return {parameter: name for name, parameter in self.parts.attachment.model.named_parameters()}
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Put the adapter's tensors back."""
         self.parts.attachment.load(load_adapter(Path(resume_from_checkpoint)))
@@ -298,8 +325,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         if checkpoint is None:
             return
         folder = Path(checkpoint)
-        names: dict[torch.Tensor, str] = {p: name for name, p in self.parameters.items()}
-        load_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), names, folder)
+        load_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), self._names(), folder)
         step = self.restore_logs(folder)
         for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=True):
             group["lr"] = rate
@@ -371,30 +397,3 @@ class LabTrainer(Trainer):  # type: ignore[misc]
                 unreached=list(proof.unreached),
             )
         self.parts.attachment.after_step(step + 1)
-
-
-class _Moments(TrainerCallback):  # type: ignore[misc]
-    """Tells a `LabTrainer` when a step begins, has moved the tensors, and when training ends."""
-
-    def __init__(self, trainer: LabTrainer) -> None:
-        self._trainer = trainer
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._trainer.order.set_epoch(state.global_step // self._trainer.order.steps_per_epoch)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._trainer.enter_phase()
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._trainer.prove_step()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._trainer.proof.check_frozen()

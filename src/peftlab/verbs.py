@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peftlab.commands import experimenting
 from peftlab.commands.flags import read_flags
 from peftlab.commands.inspecting import INSPECT, INSPECT_USAGE, add_inspect, read_inspect
 from peftlab.commands.parsing import (
@@ -24,6 +25,7 @@ from peftlab.commands.parsing import (
     read_prompts,
 )
 from peftlab.errors import ConfigError, InputError
+from peftlab.transfers import TRANSFERS
 
 
 class Verb(NamedTuple):
@@ -97,9 +99,8 @@ def _resume(args: argparse.Namespace) -> int:
     """Carry out `peftlab run --resume`."""
     given = [f"--{flag.name}" for flag, _ in given_flags(args) if flag.name != "output_dir"]
     given += [f"--set {text}" for text in args.assignments]
-    given += ([f"--preset {args.preset}"] if args.preset else []) + (
-        [str(args.config)] if args.config else []
-    )
+    given += [f"--preset {args.preset}"] if args.preset else []
+    given += [str(args.config)] if args.config else []
     if given:
         raise ConfigError(
             f"--resume goes on with the run's own settings, so {', '.join(given)} cannot be given too;"
@@ -282,6 +283,14 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _experiment(args: argparse.Namespace) -> int:
+    """Carry out `peftlab experiment`."""
+    request = experimenting.read_experiment(args)
+    files = request.leaf.carry_out(request.settings, experimenting.make_folder(request), print)
+    print(experimenting.tell_written(files))
+    return 0
+
+
 def _add_list(parser: Parser) -> None:
     """The arguments of `list`."""
     parser.add_argument("kind", metavar="KIND", nargs="?", help="what to list; without it, the kinds")
@@ -374,6 +383,10 @@ VERBS: dict[str, Verb] = {
         _generate,
     ),
     "inspect": Verb(INSPECT, INSPECT_USAGE, add_inspect, _inspect),
+    "experiment": Verb(
+        experimenting.EXPERIMENT, experimenting.EXPERIMENT_USAGE, experimenting.add_experiment, _experiment
+    ),
+    **{name: Verb(*parts) for name, parts in TRANSFERS.items()},
     "report": Verb(
         "Write the page of a run, or one page that compares several.",
         "examples:\n  peftlab report last\n  peftlab report runs/A runs/B --output comparison.html",

@@ -262,8 +262,12 @@ time_per_epoch, evaluation_metrics = 1.0, 0.5
 """,
     after="""
 assert 0 < parameter_efficiency == memory_efficiency < 1
-# The sum counts slow epochs and many parameters as good; it runs, and nothing here uses it.
-assert efficiency_score > 0
+# The sum counts slow epochs and many parameters as good; it runs, and nothing here uses it. The mended one:
+full = peftlab.Measured(total_parameters, total_memory, 2 * time_per_epoch, evaluation_metrics)
+lora = peftlab.Measured(trainable_parameters, trainable_memory, time_per_epoch, evaluation_metrics)
+found = peftlab.score_efficiency(lora, full)
+assert found.parameter_efficiency == found.memory_efficiency > found.training_speed > found.model_performance == 0.5
+assert peftlab.score_efficiency(full, full).efficiency_score == 0.5 < found.efficiency_score < 1
 """,
 )
 

@@ -18,6 +18,7 @@ from peftlab.memory.measuring import MeasuredPeak, measure_step
 from peftlab.memory.peaks import measured_peak
 from peftlab.memory.prediction import attach_method, find_structure
 from peftlab.memory.steps import BatchShape
+from peftlab.method import OrdinaryTraining
 from peftlab.objective import ModelLoss
 from peftlab.trainer import LabTrainer
 from peftlab.training import TrainingParts, make_arguments
@@ -63,7 +64,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-class Whole:
+class Whole(OrdinaryTraining):
     """Full fine-tuning as an attachment: every parameter trains."""
 
     rewritten: tuple[str, ...] = ()

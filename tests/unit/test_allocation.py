@@ -55,14 +55,39 @@ def test_only_an_adapter_within_its_budget_is_chosen(tmp_path):
     assert losses[1] == pytest.approx(first), "the validation loss has no orthogonality term in it"
 
 
-def test_without_adaptive_rank_nothing_is_taken(tmp_path):
-    done = run(tmp_path, **ADALORA | {"settings": SETTINGS | {"adaptive_rank": False}})
+def test_the_three_rankings_train_different_adapters(tmp_path):
+    """On the same rows from the same start: ranks and weights differ, and so does what the model says."""
+    kinds = ("importance", "magnitude", "uniform")
+    done = {
+        kind: run(tmp_path / kind, **ADALORA | {"settings": SETTINGS | {"rank_allocation": kind}})
+        for kind in kinds
+    }
+    losses = [done[kind].told("validated")[-1]["validation_loss"] for kind in kinds]
+    assert len({round(loss, 4) for loss in losses}) == 3, losses
+    logs = [done[kind].attachment.probes()["ranks"].log for kind in kinds]
+    assert logs[0].ranks != logs[1].ranks != logs[2].ranks != logs[0].ranks
+    assert all(log.steps == logs[0].steps and log.budgets == logs[0].budgets for log in logs)
+
+
+@pytest.mark.parametrize("ranking", ["importance", "magnitude", "uniform"])
+def test_without_adaptive_rank_it_is_a_fixed_rank(ranking, tmp_path):
+    """Bit-equal to a budget that never falls, whatever would be ranked."""
+    ranked = SETTINGS | {"rank_allocation": ranking}
+    done = run(tmp_path / "not", **ADALORA | {"settings": ranked | {"adaptive_rank": False}})
     assert set(ranks(done)) == {6}
+    level = run(tmp_path / "level", **ADALORA | {"settings": ranked | {"target_rank": 6}})
+    own, other = done.attachment.parameters(), level.attachment.parameters()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+    for one in (done, level):
+        log = one.attachment.probes()["ranks"].log
+        assert (log.steps, set(log.budgets), set(log.totals())) == ([2, STEPS], {6 * 14}, {6 * 14})
 
 
-def test_it_is_what_peft_does_by_hand(tmp_path):
-    """The same rows, stepped by hand with peft's own allocator, end in the same weights."""
-    whole = ADALORA | {"settings": SETTINGS | {"dropout": 0.0}, "clip_norm": 0, "accumulation_steps": 1}
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_it_is_what_peft_does_by_hand(adaptive, tmp_path):
+    """The same rows, stepped by hand with peft's own allocator (or without it), end in the same weights."""
+    settings = SETTINGS | {"dropout": 0.0, "adaptive_rank": adaptive}
+    whole = ADALORA | {"settings": settings, "clip_norm": 0, "accumulation_steps": 1}
     done = prepare(tmp_path, **whole)
     start = {n: t.clone() for n, t in done.tensors.items()}
     order = [done.trainer.order.rows_of_step(step) for step in range(STEPS)]
@@ -83,7 +108,8 @@ def test_it_is_what_peft_does_by_hand(tmp_path):
         batch = done.trainer.parts.collator([rows[i] for i in order[step]])
         model(**batch).loss.backward()
         optimizer.step()
-        model.base_model.update_and_allocate(step + 1)
+        if adaptive:
+            model.base_model.update_and_allocate(step + 1)
         optimizer.zero_grad()
     by_hand = dict(model.named_parameters())
     for name, parameter in done.attachment.parameters().items():
@@ -97,6 +123,30 @@ def test_a_resumed_run_allocates_alike(step, tmp_path):
     resumed = run(tmp_path / "resumed", resume=tmp_path / "whole" / f"checkpoint-{step}", **ADALORA)
     assert same(resumed.tensors, whole.tensors)
     assert ranks(resumed) == ranks(whole)
+
+
+def test_what_the_ranks_have_been_is_recorded(tmp_path):
+    """After each allocation as `ranks` says, and not while taken ranks come back to life between two of them."""
+    done = prepare(tmp_path, **ADALORA | {"settings": SETTINGS | {"interval_steps": 5}})
+    seen, kept = {}, done.attachment.after_step
+
+    def watch(step):
+        kept(step)
+        seen[step] = done.attachment.ranks()
+
+    done.attachment.after_step = watch
+    done.trainer.train()
+    log = done.attachment.probes()["ranks"].log
+    assert log.steps == [2, 5, 10, 15, 17, 24]
+    for row, step in enumerate(log.steps):
+        assert {path: values[row] for path, values in log.ranks.items()} == seen[step]
+    assert log.totals() == log.budgets == [84, 56, 33, 28, 28, 28]
+    assert sum(seen[11].values()) > sum(seen[10].values())
+    assert log.places["model.layers.1.mlp.down_proj"].layer == 1
+    LabTrainer(done.trainer.parts, done.trainer.args)
+    assert done.attachment.probes()["ranks"].log.steps == [], (
+        "a training of its own begins a record of its own"
+    )
 
 
 def test_companion_an_allocator_that_forgets(tmp_path, monkeypatch):

@@ -87,7 +87,9 @@ def test_light_commands_answer_in_time(arguments: list[str], tmp_path: Path) -> 
 
 
 def test_verbs_are_those_of_the_issue() -> None:
-    assert list(VERBS) == ["run", "plan", "evaluate", "generate", "inspect", "report", "list"]
+    assert list(VERBS) == [
+        "run", "plan", "evaluate", "generate", "inspect", "experiment", "import", "export", "report", "list",
+    ]  # fmt: skip
 
 
 def test_help_shows_the_configs_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:

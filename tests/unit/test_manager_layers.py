@@ -12,7 +12,13 @@ from transformers.pytorch_utils import Conv1D
 import peftlab
 import tiny_models
 from peftlab import manager as manager_module
-from peftlab.efficient import embeddings, guide, layers
+from peftlab import method_guide
+from peftlab.cli import make_parser
+from peftlab.commands.flags import read_flags
+from peftlab.commands.listing import list_kind
+from peftlab.commands.parsing import given_flags
+from peftlab.commands.sources import config_from, read_assignment
+from peftlab.efficient import embeddings, layers
 from peftlab.efficient.weights import adapter_tensors
 from peftlab.errors import MethodError, UnknownNameError
 from peftlab.manager import AdaLoRALayer, EfficientFineTuningManager, LoRALayer, LoRALinear
@@ -113,7 +119,9 @@ def test_one_lora_shared_by_layers_is_counted_once():
     ]
 
 
-@pytest.mark.parametrize("module", [layers, embeddings, guide, manager_module], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [layers, embeddings, method_guide, manager_module], ids=lambda m: m.__name__
+)
 def test_examples_in_docstrings_run(module):
     found = doctest.testmod(module)
     assert found.attempted > 0
@@ -124,3 +132,21 @@ def test_the_guide_knows_its_tasks():
     assert peftlab.recommend("generation").settings == {"prefix_length": 20}
     with pytest.raises(UnknownNameError, match="did you mean 'general'"):
         peftlab.recommend("generell")
+
+
+@pytest.mark.parametrize("task_type", method_guide.TASK_TYPES)
+def test_the_guide_is_listed_with_commands_that_run(task_type):
+    """Each command is understood, and is the advice that the manager gets."""
+    advice = peftlab.recommend(task_type)
+    assert advice.command in list_kind("guide")
+    words = advice.command.split()
+    assert words[:2] == ["peftlab", "run"]
+    asked_for = make_parser("run").read(words[2:])
+    assignments = [read_assignment(text) for text in asked_for.assignments]
+    adapter = config_from(assignments=assignments + read_flags(given_flags(asked_for))).adapters[0]
+    asked = {"rank": "rank", "alpha": "alpha", "adaptive_rank": "adaptive_rank"}
+    asked |= {"num_virtual_tokens": "num_virtual_tokens", "prefix_length": "num_virtual_tokens"}
+    if advice.method == "adalora":
+        asked["rank"] = "target_rank"
+    assert adapter.method.replace("_", "").startswith(advice.method)
+    assert all(adapter.settings[asked[name]] == value for name, value in advice.settings.items())

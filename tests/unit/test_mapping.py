@@ -9,6 +9,7 @@ import tiny_models
 from peftlab.errors import ModelError, TargetError
 from peftlab.mapping import certifying, map_model, parts, unwrap
 from peftlab.mapping.positions import Reach
+from peftlab.methods import lora
 
 QKVO = {"attention.query", "attention.key", "attention.value", "attention.output"}
 CROSS = {role.replace("attention", "cross_attention") for role in QKVO}
@@ -271,7 +272,7 @@ def test_what_cannot_be_proved_is_never_used_silently():
 def test_models_inside_another_module_are_mapped_together(models):
     both = nn.ModuleDict({"text": models["llama"], "other": models["bert"]})
     family = map_model(both)
-    assert dict(family.stacks) == {"text_model_layers": 2, "encoder": 2}
+    assert dict(family.stacks) == {"text": 2, "other": 2}
     assert len(family.select("attention").adapted) == 16
     assert family.unproven == {}
 
@@ -300,3 +301,14 @@ def test_experts_count_to_the_mlp_where_a_method_can_adapt_them():
     assert any("adapted without dropout" in note for note in selection.notes)
     assert len(family.select("mlp", experts=True).experts) == 2
     assert not family.select("attention", experts=True).experts
+
+
+def test_adapters_on_experts_do_not_hide_the_block():
+    """peft stands on 3-D parameters with one wrapper around another; the parts of the block stay what they are."""
+    base = tiny_models.build("mixtral")
+    before = {site.path: site.role for site in map_model(base).sites}
+    attached = lora.attach(base, map_model(base), lora.Settings(), head="causal", seed=0)
+    prefix = "base_model.model."
+    assert {site.path.removeprefix(prefix): site.role for site in attached.family.sites} == before
+    assert attached.family.unproven == {}
+    assert {attached.family.locate(name).group for name in attached.parameters()} == {"attention", "mlp"}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tiny_models
+from peftlab.catalog import METHODS
 from peftlab.errors import ScheduleError
 from peftlab.mapping import map_model
 from peftlab.methods import lora
@@ -210,3 +211,30 @@ def test_a_learning_rate_of_its_own_changes_nothing_about_who_trains():
     )
     switch.apply(0, None)
     assert all(".mlp." in name for name in trained(attached))
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_an_adapter_that_rests_runs_without_dropout(method):
+    base = tiny_models.build("llama", 2)
+    leaf = METHODS.load(method)
+    attached = leaf.attach(
+        base, map_model(base), leaf.Settings(dropout=0.5, targets="both"), head="causal", seed=0
+    )
+    rates = {
+        path: module.lora_dropout["default"]
+        for path, module in attached.model.named_modules()
+        if hasattr(module, "lora_dropout")
+    }
+    made = schedule(PhaseSettings(groups=("attention",), steps=3), PhaseSettings(groups=("mlp",)))
+    switch = PhaseSwitch(made, attached.family, attached.parameters(), attached.model)
+    for at, trained_part in ((0, "self_attn"), (3, "mlp")):
+        switch.apply(at, None)
+        attached.model.train()  # as the trainer does in every step
+        assert {path: dropout.p for path, dropout in rates.items()} == {
+            path: 0.5 if f".{trained_part}." in path else 0.0 for path in rates
+        }
+    resting = attached.model.get_submodule(next(path for path in rates if ".self_attn." in path))
+    given = torch.randn(1, 3, tiny_models.HIDDEN)
+    assert torch.equal(resting(given), resting(given))
+    switch.end()
+    assert {dropout.p for dropout in rates.values()} == {0.5}

@@ -198,9 +198,10 @@ def test_bitfit_counts_by_formula(hidden: int, layers: int) -> None:
         model = T.GPT2LMHeadModel(T.GPT2Config(n_embd=hidden, n_layer=layers, n_head=4, vocab_size=64))
     plain = attach("bitfit", "gpt2", model=model)
     assert sum(p.numel() for p in plain.parameters().values()) == 11 * hidden * layers + hidden
+    assert {n.rpartition(".")[2] for n in plain.rewritten} == {"bias"}
+    model = plain.remove()
     wide = attach("bitfit", "gpt2", model=model, norm_gains=True)
     assert sum(p.numel() for p in wide.parameters().values()) == 13 * hidden * layers + 2 * hidden
-    assert {n.rpartition(".")[2] for n in plain.rewritten} == {"bias"}
 
 
 @pytest.mark.parametrize("name", ["t5", "mixtral"])

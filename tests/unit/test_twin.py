@@ -34,6 +34,10 @@ def test_ratios_of_heads_and_kinds_of_layers_are_kept():
     assert twin_config(LARGE["llama"]).num_key_value_heads == 2, "grouped"
     assert twin_config(LARGE["mqa"]).num_key_value_heads == 1, "one for all"
     assert twin_config(T.LlamaConfig(num_key_value_heads=32)).num_key_value_heads == 4, "one for each"
+    few = twin_config(T.LlamaConfig(num_attention_heads=2, num_key_value_heads=2, hidden_size=16))
+    assert (few.num_attention_heads, few.num_key_value_heads) == (2, 2), (
+        "a model of fewer heads than a twin has"
+    )
     gemma = twin_config(LARGE["gemma2"])
     assert gemma.layer_types == LARGE["gemma2"].layer_types[:4]
 

@@ -45,6 +45,7 @@ def describe_kinds() -> str:
         "methods": "ways to make a base tunable",
         "metrics": "how answers are scored",
         "probes": "what is measured during training",
+        "experiments": "questions that `peftlab experiment` answers by runs of its own",
     }
     return columns([(kind, texts.get(kind) or _OTHERS[kind][1]) for kind in KINDS])
 
@@ -85,6 +86,18 @@ def _presets() -> str:
     from peftlab.commands.presets import describe_preset, preset_names
 
     return columns([(name, describe_preset(name)) for name in preset_names()])
+
+
+def _guide() -> str:
+    from peftlab.method_guide import TASK_TYPES, recommend
+
+    rows: list[Row] = [("KIND OF TASK", "TO BEGIN WITH", "BECAUSE")]
+    rows += [(kind, recommend(kind).command, recommend(kind).reason) for kind in TASK_TYPES]
+    note = (
+        "The efficient fine-tuning document's rule of thumb. What runs on your own data say is worth more: run several"
+        " methods and `full`, then `peftlab report RUN RUN ...` puts them side by side."
+    )
+    return f"{columns(rows)}\n\n{note}"
 
 
 def _strategies() -> str:
@@ -148,6 +161,7 @@ def _schema() -> str:
 
 
 _OTHERS: dict[str, tuple[Callable[[], str], str]] = {
+    "guide": (_guide, "which method to begin with, by kind of task"),
     "presets": (_presets, "ready-made configs for --preset"),
     "strategies": (_strategies, "orders in which parts of the adapter train, for --phase_strategy"),
     "targets": (_targets, "groups of modules that an adapter can stand beside, for --target"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from peftlab.insertion.new_blocks import make_plain
 from peftlab.insertion.stack_facts import StackFacts, configs_of
 
 _ABSENT = object()
@@ -94,6 +95,12 @@ class Insertion:
                 object.__setattr__(config, name, value)
         self._before = []
         self.is_in = False
+
+    def stay(self) -> None:
+        """Make the blocks that are in the stack the base's own: they can not be taken out any more."""
+        own = [block for block in self._stack if all(block is not new for new in self.blocks)]
+        for block in self.blocks:
+            make_plain(block, own[self._neighbour])
 
     def _change(self, config: Any, name: str, value: Any) -> None:
         """Set an attribute past the config's own checks, which see it half changed."""

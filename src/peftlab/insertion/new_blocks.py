@@ -113,6 +113,34 @@ def scale_outputs(block: nn.Module, outputs: Iterable[str], factor: float) -> No
                     parameter.mul_(factor)
 
 
+def make_plain(block: nn.Module, like: nn.Module) -> None:
+    """Make a new block one of the base's for good: its hooks, mark and gate go, its tensors take the base's dtypes.
+
+    Args:
+        block: A new block; a gate in it is one.
+        like: The base's block that it was copied from.
+    """
+    for hooks in (block._forward_pre_hooks, block._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if hook in (_enter_precision, _leave_block):
+                hooks.pop(key)
+                for kind in ("with_kwargs", "always_called"):
+                    for more in ("_forward_pre_hooks", "_forward_hooks"):
+                        vars(block).get(f"{more}_{kind}", {}).pop(key, None)
+    for name in (MARK, _OPEN):
+        vars(block).pop(name, None)
+    block._parameters.pop(GATE, None)
+    dtypes = {name: p.dtype for name, p in like.named_parameters()}
+    common = {id(p) for p in like.parameters()}
+    for path, module in block.named_modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None or id(parameter) in common:
+                continue
+            dtype = dtypes.get(f"{path}.{name}" if path else name, parameter.dtype)
+            own = parameter.detach().to(dtype, copy=True)  # shared blocks go on training elsewhere
+            module._parameters[name] = nn.Parameter(own, requires_grad=True)
+
+
 def draw_anew(block: nn.Module, owner: Any, common: Iterable[nn.Module], *, seed: int) -> None:
     """Give a new block the weights that its model would start from.
 

@@ -186,6 +186,11 @@ class NewLayers:
         self.take_out()
         self._give_back()
 
+    def stay(self) -> None:
+        """Make the blocks the base's own, for good."""
+        for stack in self.grown:
+            stack.insertion.stay()
+
     def _give_back(self) -> None:
         for configs in self._configs:
             configs.give_back()

@@ -46,7 +46,9 @@ def map_model(model: nn.Module) -> FamilyMap:
         ModelError: No list of transformer blocks was found.
     """
     cores = dict(_cores(model))
-    return assemble(model, cores, {prefix: certify(core) for prefix, core in cores.items()})
+    certificates = {prefix: certify(core) for prefix, core in cores.items()}
+    towers = dict(_towers(cores, certificates))
+    return assemble(model, cores | towers, certificates | {p: certify(core) for p, core in towers.items()})
 
 
 def assemble(
@@ -56,7 +58,7 @@ def assemble(
 
     Args:
         model: The model.
-        cores: The transformers models inside, by path prefix.
+        cores: The transformers models inside, by path prefix; one may lie in another, its stacks are its own.
         certificates: The certificate of each.
 
     Returns:
@@ -65,9 +67,10 @@ def assemble(
     Raises:
         ModelError: No list of transformer blocks was found.
     """
+    outermost = {p: core for p, core in cores.items() if not any(p != q and p.startswith(q) for q in cores)}
     lists = {
         f"{prefix}{path}": blocks
-        for prefix, core in cores.items()
+        for prefix, core in outermost.items()
         for path, blocks in block_lists(core).items()
     }
     kind = _model_type(model)
@@ -80,14 +83,14 @@ def assemble(
     unproven: dict[str, str] = {}
     proofs: dict[str, StackProof] = {}
     for path, blocks in lists.items():
-        prefix = next(p for p in cores if path.startswith(p))
+        prefix = max((p for p in cores if path.startswith(p)), key=len)
         proof = certificates[prefix].stack(path[len(prefix) :])
         proofs[names[path]] = _ordered(proof, len(blocks)) if proof else StackProof(path)
         for layer, block in enumerate(blocks):
             found = proof.kind(signature(block)) if proof else None
             reason = _reason(certificates[prefix], proof, found)
             sites += _block_sites(block, f"{path}.{layer}", names[path], layer, found, reason, unproven)
-    for prefix, core in cores.items():
+    for prefix, core in outermost.items():
         inside = tuple(f"{path}." for path in lists)
         sites += _outer_sites(core, prefix, inside)
     order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
@@ -96,7 +99,7 @@ def assemble(
         model_type=kind,
         sites=tuple(sites),
         stacks={names[path]: len(blocks) for path, blocks in lists.items()},
-        tied=any(is_tied(core) for core in cores.values()),
+        tied=any(is_tied(core) for core in outermost.values()),
         proofs=proofs,
         certificates=tuple(certificates.values()),
         unproven=unproven,
@@ -125,6 +128,29 @@ def _cores(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield (f"{path}." if path else ""), module
     if not found:
         yield "", model
+
+
+def _towers(
+    cores: Mapping[str, nn.Module], certificates: Mapping[str, Certificate]
+) -> Iterator[tuple[str, nn.Module]]:
+    """The models inside models whose stacks no twin of the whole has shown, by path prefix.
+
+    A vision tower does not run when the whole is given text alone; by itself it does.
+    """
+    from transformers import PreTrainedModel
+
+    for prefix, core in cores.items():
+        for path in block_lists(core):
+            proof = certificates[prefix].stack(path)
+            if proof is not None and proof.kinds:
+                continue
+            parts = path.split(".")
+            for length in range(1, len(parts)):
+                inner = ".".join(parts[:length])
+                tower = core.get_submodule(inner)
+                if isinstance(tower, PreTrainedModel) and type(tower.config) is not type(core.config):
+                    yield f"{prefix}{inner}.", tower
+                    break
 
 
 def _lies_in(path: str, outer: str) -> bool:
@@ -198,7 +224,7 @@ def _found(proved: Mapping[str, str], inner: str, alike: str) -> str | None:
 
 def _holds_experts(module: nn.Module) -> bool:
     """Whether a module holds the weights of several experts as 3-D parameters."""
-    return any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
+    return any(parameter.dim() == 3 for parameter in unwrap(module).parameters(recurse=False))
 
 
 def _inside(inner: str, kind: BlockKind, part: str) -> bool:

@@ -57,21 +57,20 @@ def block_lists(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def stack_names(paths: list[str]) -> dict[str, str]:
-    """A short name for each block list: layers, encoder, decoder, or its path where these do not tell.
+    """A short name for each block list: layers, encoder, decoder, vision_tower, or its path where these do not tell.
 
     Args:
         paths: Paths of the lists.
 
     Returns:
-        Path to name.
+        Path to name: the first component in which the paths differ where that tells them apart.
     """
     if len(paths) == 1:
         return {paths[0]: "layers"}
-    names = {}
-    for path in paths:
-        parts = [part for part in path.split(".") if part in ("encoder", "decoder")]
-        names[path] = parts[-1] if parts else path.replace(".", "_")
-    if len(set(names.values())) < len(names):
+    components = [path.split(".") for path in paths]
+    shared = next(i for i, parts in enumerate(zip(*components, strict=False)) if len(set(parts)) > 1)
+    names = {path: parts[shared] for path, parts in zip(paths, components, strict=True)}
+    if len(set(names.values())) < len(names) or any(name.isdigit() for name in names.values()):
         return {path: path.replace(".", "_") for path in paths}
     return names
 
@@ -217,7 +216,10 @@ def signature(block: nn.Module) -> str:
         Sixteen hexadecimal digits; equal for blocks of one make, whatever their sizes and numbers of experts.
     """
     alike = alike_siblings(block)
-    found = {f"{alike(path)}:{type(unwrap(module)).__name__}" for path, module in inner_modules(block)}
+    found = {
+        f"{alike(path)}:{type(unwrap(module)).__name__}"
+        for path, module in inner_modules(block, look_through=True)
+    }
     return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16]
 
 
@@ -253,11 +255,12 @@ def _make(module: nn.Module) -> tuple[str, ...]:
     return (type(unwrap(module)).__name__, *inside)
 
 
-def inner_modules(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def inner_modules(block: nn.Module, *, look_through: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """All modules of a block by path; a wrapped module counts as one, its inside is left out.
 
     Args:
         block: A block.
+        look_through: Whether what a wrapped module holds comes too, by the path that it has without the wrapper.
 
     Yields:
         Path in the block and module.
@@ -267,7 +270,7 @@ def inner_modules(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, child in parent.named_children():
             path = f"{prefix}{name}"
             yield path, child
-            if unwrap(child) is child:
-                yield from walk(child, f"{path}.")
+            if unwrap(child) is child or look_through:
+                yield from walk(unwrap(child), f"{path}.")
 
     yield from walk(block, "")

@@ -79,7 +79,8 @@ def _small(name: str, value: int, num_layers: int, heads: int) -> int:
     if name in LAYERS:
         return min(value, num_layers)
     if name in KEY_VALUE_HEADS:
-        return HEADS if value >= heads else 1 if value == 1 else HEADS // 2
+        own = min(heads, HEADS)  # as many as the twin has heads, one, or in between
+        return own if value >= heads else 1 if value == 1 else max(1, own // 2)
     return min(value, SIZES.get(name, value))
 
 

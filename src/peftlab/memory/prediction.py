@@ -20,7 +20,6 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from peftlab.catalog import METHODS
 from peftlab.config import RunConfig
 from peftlab.devices import DTYPES, choose_device, choose_dtype
 from peftlab.errors import ConfigError, InputError, ModelError
@@ -30,6 +29,7 @@ from peftlab.memory.ledger import PARTS
 from peftlab.memory.rehearsal import rehearse
 from peftlab.memory.steps import BatchShape
 from peftlab.method import Attachment
+from peftlab.towers import attach_adapters
 
 Attach = Callable[[nn.Module], Attachment]
 """From a base to the attachment that is trained."""
@@ -222,14 +222,10 @@ def attach_method(config: RunConfig, source: ModelSource) -> Attach:
     Returns:
         A function from the base to its attachment.
     """
-    adapter = config.adapters[0]
-    method = METHODS.load(adapter.method)
-    settings = method.Settings(**adapter.settings)
 
     def attach(base: nn.Module) -> Attachment:
-        attached: Attachment = method.attach(
-            base, map_model(base), settings, head=source.head, seed=config.training.seed
+        return attach_adapters(
+            base, map_model(base), config.adapters, head=source.head, seed=config.training.seed
         )
-        return attached
 
     return attach

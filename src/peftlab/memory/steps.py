@@ -7,7 +7,7 @@ to two steps, since the optimizer's state exists from the second on.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,6 +160,9 @@ class _WholeRun:
     def __getattr__(self, name: str) -> Any:
         """Everything else is the attachment's own."""
         return getattr(self._attachment, name)
+
+    def prepare(self, batches: Iterable[Any]) -> None:
+        """Told before training; where A and B start makes no difference to memory."""
 
     def begin(self, schedule: Schedule) -> None:
         """Told before training; what is told here are its first steps alone."""

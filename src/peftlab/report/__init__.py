@@ -11,6 +11,7 @@ from peftlab.errors import DataError
 from peftlab.files import write_text
 from peftlab.losses import read_losses
 from peftlab.report.comparison_charts import draw_losses, draw_scores
+from peftlab.report.efficiency_table import compare_with_full
 from peftlab.report.page import Section, render_page, scrolling
 from peftlab.report.sections import SECTIONS
 from peftlab.run import RunFolder
@@ -103,9 +104,11 @@ def _comparison_sections(comparison: Comparison) -> list[Section]:
         for label, run in pairs
         if run.report.exists()
     )
+    found = compare_with_full(pairs)
     sections = [
         Section("Scores", f"{draw_scores(scores)}<ul>{notes}</ul>"),
         Section("Results", scrolling(render_html(comparison.results), wide=True)),
+        *([found] if found is not None else []),
         Section("Settings that differ", settings),
         Section("Loss", draw_losses([(label, read_losses(run)) for label, run in pairs])),
     ]

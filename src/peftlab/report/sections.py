@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.comparison import evaluation_of, metrics_of
+from peftlab.rank_log import RANK_FILE, RankLog
 from peftlab.report.page import Section, absent, picture, scrolling, tiles
 from peftlab.run import RunFolder
 from peftlab.tables import (
@@ -222,10 +223,40 @@ def gradients(run: RunFolder) -> Section | None:
     )
 
 
+def ranks(run: RunFolder) -> Section | None:
+    """The ranks that a method gave to modules, where it is one that does."""
+    from peftlab.figures import plot_rank_allocation, plot_rank_heatmap
+
+    if not run.has(RANK_FILE):
+        adapters = run.config.get("adapters") or [] if run.has(RunFolder.CONFIG) else []
+        allocates = any("target_rank" in (adapter.get("settings") or {}) for adapter in adapters)
+        if run.has_ended or not allocates:
+            return None
+        return Section("Ranks", absent("the ranks of the modules are written when training ends"))
+    log = RankLog.read(run.path)
+    if not log.steps:
+        return Section("Ranks", absent("no rank was recorded: training ended before the first allocation"))
+    charts = {"rank_allocation": plot_rank_allocation, "rank_heatmap": plot_rank_heatmap}
+    return Section("Ranks", _tell_ranks(log) + "".join(_draw(run, n, plot) for n, plot in charts.items()))
+
+
+def _tell_ranks(log: RankLog) -> str:
+    """What the ranks came to, in a paragraph."""
+    first, last, modules = log.summarize()["first"], log.summarize()["last"], len(log.places)
+    if len(set(log.budgets)) == 1:
+        return f"<p>No rank was taken: {modules:,} modules have {last['mean']:.3g} each on average.</p>"
+    empty = sum(values[-1] == 0 for values in log.ranks.values())
+    none = f" {empty:,} of them {'has' if empty == 1 else 'have'} lost all." if empty else ""
+    return (
+        f"<p>{modules:,} modules began with {first['total']:,} ranks together and ended with {last['total']:,}, in a"
+        f" budget of {last['budget']:,}: {last['mean']:.3g} each on average, from {last['min']} to {last['max']}.{none}</p>"
+    )
+
+
 def _draw(run: RunFolder, name: str, plot: Callable[..., Path]) -> str:
     """A chart of the run's plots in the page; drawn only where it is older than what it shows."""
     path = run.plots / f"{name}.png"
-    sources = [*run.path.glob("gradient_analysis.*"), run.path / RunFolder.EVENTS]
+    sources = [*run.path.glob("gradient_analysis.*"), run.path / RANK_FILE, run.path / RunFolder.EVENTS]
     newest = max(p.stat().st_mtime_ns for p in sources if p.exists())
     if not path.exists() or path.stat().st_mtime_ns < newest:
         plot(run, path)
@@ -316,6 +347,7 @@ SECTIONS: tuple[Callable[[RunFolder], Section | None], ...] = (
     phases,
     losses,
     gradients,
+    ranks,
     examples,
     preflight,
     environment,

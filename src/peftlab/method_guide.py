@@ -1,4 +1,4 @@
-"""The efficient fine-tuning document's method guide: which method for which kind of task."""
+"""The efficient fine-tuning document's method guide: which method to begin with for which kind of task."""
 
 from __future__ import annotations
 
@@ -15,27 +15,43 @@ class Recommendation:
         method: "lora", "ptuning", "adalora" or "prefix".
         settings: Arguments of the manager's `apply_...` of that method.
         reason: The document's reason.
+        command: The same as a run. AdaLoRA's rank is there what a module keeps on average, not what it begins with.
     """
 
     method: str
     settings: dict[str, int | float | bool] = field(hash=False)
     reason: str
+    command: str
 
 
 _GUIDE = {
     "general": Recommendation(
-        "lora", {"rank": 8, "alpha": 16.0}, "good for most tasks, balanced performance and efficiency"
+        "lora",
+        {"rank": 8, "alpha": 16.0},
+        "good for most tasks, balanced performance and efficiency",
+        "peftlab run --method lora --r 8 --lora_alpha 16",
     ),
     "language": Recommendation(
-        "ptuning", {"num_virtual_tokens": 20}, "good for language tasks, minimal parameters"
+        "ptuning",
+        {"num_virtual_tokens": 20},
+        "good for language tasks, minimal parameters",
+        "peftlab run --method p_tuning --set method.num_virtual_tokens=20",
     ),
     "complex": Recommendation(
-        "adalora", {"rank": 8, "adaptive_rank": True}, "good for complex tasks, adaptive efficiency"
+        "adalora",
+        {"rank": 8, "adaptive_rank": True},
+        "good for complex tasks, adaptive efficiency",
+        "peftlab run --method adalora --set method.target_rank=8",
     ),
     "generation": Recommendation(
-        "prefix", {"prefix_length": 20}, "good for generation tasks, very efficient"
+        "prefix",
+        {"prefix_length": 20},
+        "good for generation tasks, very efficient",
+        "peftlab run --method prefix_tuning --set method.num_virtual_tokens=20",
     ),
 }
+TASK_TYPES = tuple(_GUIDE)
+"""The kinds of task that the guide knows."""
 
 
 def recommend(task_type: str) -> Recommendation:

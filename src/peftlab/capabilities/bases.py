@@ -1,0 +1,201 @@
+"""The tiny random models that methods are tried on, what they read, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftlab.batches import IGNORED
+from peftlab.catalog import METHODS
+from peftlab.mapping import map_model
+from peftlab.mapping.twin import build_twin, twin_config
+from peftlab.method import Attachment, Head
+from peftlab.objective import ModelLoss
+
+MODELS: tuple[tuple[str, Head, str], ...] = (
+    ("llama", "causal", "LlamaForCausalLM"),
+    ("gpt2", "causal", "GPT2LMHeadModel"),
+    ("opt", "causal", "OPTForCausalLM"),
+    ("mixtral", "causal", "MixtralForCausalLM"),
+    ("t5", "seq2seq", "T5ForConditionalGeneration"),
+    ("bart", "seq2seq", "BartForConditionalGeneration"),
+    ("bert", "classification", "BertForSequenceClassification"),
+    ("roberta", "classification", "RobertaForSequenceClassification"),
+    ("llama", "classification", "LlamaForSequenceClassification"),
+    ("vit", "classification", "ViTForImageClassification"),
+)
+"""Model type, kind of task, and the class that is tried."""
+
+_ROWS, _LENGTH, _LABELS = 2, 10, 3
+_MOVED = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """One architecture with one kind of task.
+
+    Attributes:
+        model_type: transformers' model type.
+        head: The kind of task.
+        class_name: transformers' class.
+    """
+
+    model_type: str
+    head: Head
+    class_name: str
+
+    def build(self, dtype: torch.dtype = torch.float32, *, dropout: bool = True) -> Any:
+        """A tiny random model on the CPU, always the same.
+
+        Args:
+            dtype: Of its tensors; in float64 experts are computed one by one, for torch has no other kernel.
+            dropout: Whether its own dropout stays.
+
+        Returns:
+            The model in evaluation mode.
+        """
+        import transformers
+
+        config = transformers.CONFIG_MAPPING[self.model_type]()
+        config.num_labels = _LABELS
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = 0
+        if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+            config.decoder_start_token_id = 0  # as every trained T5 has it; the default config leaves it open
+        if not dropout:
+            for name, value in list(vars(config).items()):
+                if "drop" in name and isinstance(value, float):
+                    setattr(config, name, 0.0)
+        return self.in_dtype(build_twin(getattr(transformers, self.class_name), twin_config(config)), dtype)
+
+    def in_dtype(self, model: Any, dtype: torch.dtype) -> Any:
+        """A model in another dtype; in float64 with experts that torch can compute."""
+        if dtype == torch.float64 and any(p.dim() == 3 for p in model.parameters()):
+            model.set_experts_implementation("eager")
+        return model.to(dtype)
+
+    def batch(self, model: Any, *, rows: int = _ROWS) -> dict[str, torch.Tensor]:
+        """Rows with labels, of which no two have equally many where a model predicts tokens.
+
+        Args:
+            model: The base.
+            rows: How many.
+
+        Returns:
+            Arguments of the model's forward.
+        """
+        source = torch.Generator().manual_seed(0)
+        if model.main_input_name == "pixel_values":
+            size, channels = model.config.image_size, model.config.num_channels
+            pixels = torch.randn(rows, channels, size, size, generator=source).to(model.dtype)
+            return {"pixel_values": pixels, "labels": torch.arange(rows) % _LABELS}
+        ids = torch.randint(10, 100, (rows, _LENGTH), generator=source)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.head == "causal":
+            labels = ids.clone()
+        elif self.head == "seq2seq":
+            labels = torch.randint(10, 100, (rows, _LENGTH - 3), generator=source)
+        else:
+            return batch | {"labels": torch.arange(rows) % _LABELS}
+        for row in range(rows):
+            labels[row, : 2 + row] = IGNORED
+        if self.head == "seq2seq":  # a decoder reads its labels: the ignored ones stand at the end
+            labels = labels.flip(1)
+        return batch | {"labels": labels}
+
+
+BASES: tuple[Base, ...] = tuple(Base(*entry) for entry in MODELS)
+"""Every architecture that is tried."""
+
+
+def attach(method: str, base: Base, model: nn.Module, *, seed: int = 0, dropout: bool = True) -> Attachment:
+    """A method with its default settings on a model.
+
+    Args:
+        method: A leaf of `methods/`.
+        base: What the model is.
+        model: The model.
+        seed: Seeds the adapter.
+        dropout: Whether the adapter's own dropout stays.
+
+    Returns:
+        The attachment.
+    """
+    leaf = METHODS.load(method)
+    changes = {} if dropout or "dropout" not in leaf.Settings.model_fields else {"dropout": 0.0}
+    attached: Attachment = leaf.attach(
+        model, map_model(model), leaf.Settings(**changes), head=base.head, seed=seed
+    )
+    attached.model.eval()
+    for parameter in attached.parameters().values():
+        parameter.requires_grad_(True)
+    return attached
+
+
+def move(attached: Attachment) -> None:
+    """Move every tensor of an adapter off its start by the same random numbers, as training would."""
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in attached.parameters().values():
+            noise = torch.randn(parameter.shape, generator=source)
+            parameter.add_(_MOVED * noise.to(parameter.dtype))
+
+
+@torch.no_grad()
+def answers(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The logits of a batch; of tokens at the last position, of which every method gives the same number."""
+    logits: torch.Tensor = model(**batch).logits
+    return logits[:, -1].clone() if logits.dim() == 3 else logits.clone()
+
+
+def gradients(
+    attached: Attachment, head: Head, parts: list[dict[str, torch.Tensor]]
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss and the gradient of one optimizer step as the trainer takes it: a sum over the step's terms by their number.
+
+    Args:
+        attached: The adapter.
+        head: The kind of task.
+        parts: The step's batches.
+
+    Returns:
+        The loss, and the gradient of each tensor that has one.
+    """
+    objective, parameters = ModelLoss(head), attached.parameters()
+    terms, total = sum(objective.count(part) for part in parts), 0.0
+    for parameter in parameters.values():
+        parameter.grad = None
+    attached.model.train()
+    for part in parts:
+        loss = objective.total(attached.model, part) / terms
+        torch.autograd.backward(loss)
+        total += float(loss.detach())
+    attached.model.eval()
+    found = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    return total, found
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two sets of tensors, as a share of the largest value of its tensor (1e-6 at least)."""
+    if one.keys() != other.keys():
+        return float("inf")
+    return max(
+        (float((one[n] - other[n]).abs().max()) / max(float(one[n].abs().max()), 1e-6) for n in one),
+        default=0.0,
+    )
+
+
+@contextmanager
+def counted_calls(module: nn.Module) -> Iterator[list[int]]:
+    """A context that counts the forward passes of a module."""
+    calls: list[int] = []
+    handle = module.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        yield calls
+    finally:
+        handle.remove()

@@ -1,0 +1,277 @@
+"""Which method does best on one base and task: scores, parameters, seconds and memory of each, at its best learning rate.
+
+All methods see the same rows in the same order for the same number of steps and are asked in the same way. Each is trained
+with several learning rates, in a process of its own, so that its peak of memory is its own; the validation loss chooses the
+learning rate, the test examples are looked at for the table alone. With one seed no winner is named: the intervals are of
+the test examples.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from peftlab.catalog import METHODS
+from peftlab.config import RunConfig, build_config
+from peftlab.errors import ConfigError, InputError, RunError
+from peftlab.files import write_json, write_text
+from peftlab.run import RunFolder
+from peftlab.settings import Settings as _Settings
+from peftlab.tables import render_text, show_bytes, show_count, show_score, show_seconds
+
+_MIDDLE: Mapping[str, float] = {
+    "adalora": 8e-3,
+    "bitfit": 8e-3,
+    "full": 8e-4,
+    "hybrid": 4e-3,
+    "ia3": 2.5e-2,
+    "lora": 8e-3,
+    "new_layer": 4e-3,
+    "p_tuning": 8e-3,
+    "prefix_tuning": 2.5e-2,
+    "prompt_tuning": 8e-2,
+}
+"""Method to the middle of the learning rates that are tried; others begin at LoRA's."""
+_FACTORS = (0.32, 1.0, 3.2)
+_WITHOUT_SETTINGS = ("peft",)  # its type has no default: it is tried where it is named with one
+
+
+class Settings(_Settings):
+    """What can be set on the comparison."""
+
+    model: str | None = None
+    """A model's folder or hub name; none is the preset's."""
+    preset: str = "embedded"
+    """The preset that gives task, rows, steps and batch size; its method and schedule are left out."""
+    methods: tuple[str, ...] = ()
+    """The methods; none is all that need no settings and apply to the model."""
+    factors: tuple[float, ...] = _FACTORS
+    """Factors on each method's middle learning rate."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Steps of each run; none is the preset's."""
+    eval_samples: int | None = Field(default=None, ge=1)
+    """Test examples; none is all."""
+    seed: int = Field(default=42, ge=0)
+    """Seeds the order of rows, the adapters and dropout."""
+    runs: Path | None = None
+    """Folder with the runs of an earlier try; what is finished there is not done again."""
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(METHODS.check(name) for name in methods)
+
+    @field_validator("factors")
+    @classmethod
+    def _positive(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
+        if not factors or min(factors) <= 0:
+            raise ValueError("at least one factor above 0 is needed")
+        return factors
+
+
+def carry_out(settings: Settings, folder: Path, show: Callable[[str], object]) -> list[Path]:
+    """Train every method and compare.
+
+    Args:
+        settings: What was set.
+        folder: Where runs and tables go.
+        show: Is given each text for a person.
+
+    Returns:
+        `table.md` and `methods.json`.
+
+    Raises:
+        InputError: No method applies.
+        RunError: A run failed; the others stay and are not done again where `runs` names them.
+    """
+    directory = (settings.runs or folder / "runs").expanduser().absolute()
+    done: dict[str, list[dict[str, Any]]] = {}
+    refused: dict[str, str] = {}
+    for name in settings.methods or _plain_methods():
+        configs = [_config(settings, name, factor, directory) for factor in settings.factors]
+        reason = _refusal(configs[0])
+        if reason:
+            refused[name] = reason
+            show(f"{name}: left out: {reason}")
+            continue
+        done[name] = []
+        for config in configs:
+            result = _carry_out(config, folder / "configs")
+            done[name].append(result)
+            show(
+                f"{name}, learning rate {config.training.learning_rate:g}:"
+                f" validation loss {result['validation_loss']:.4f}, {show_seconds(result['seconds'])}"
+            )
+    if not done:
+        raise InputError("no method applies: " + "; ".join(f"{n}: {reason}" for n, reason in refused.items()))
+    return _write(folder, done, refused, show)
+
+
+def _plain_methods() -> tuple[str, ...]:
+    """The methods that need no settings."""
+    return tuple(name for name in METHODS.names() if name not in _WITHOUT_SETTINGS)
+
+
+def _config(settings: Settings, name: str, factor: float, directory: Path) -> RunConfig:
+    """The config of one run.
+
+    Args:
+        settings: What was set.
+        name: The method.
+        factor: On its middle learning rate.
+        directory: Where the run goes.
+
+    Returns:
+        The config.
+    """
+    from peftlab.commands.sources import read_preset
+
+    values = read_preset(settings.preset)
+    values.pop("schedule", None)
+    method = {"name": name}
+    if "dropout" in METHODS.load(name).Settings.model_fields:
+        method["dropout"] = values.get("method", {}).get("dropout", 0.0)
+    values["method"] = method
+    values["training"] |= {
+        "learning_rate": float(f"{_MIDDLE.get(name, _MIDDLE['lora']) * factor:.2g}"),
+        "seed": settings.seed,
+    }
+    if settings.max_steps is not None:
+        steps = settings.max_steps
+        values["training"] |= {
+            "max_steps": steps,
+            "warmup_steps": steps // 20,
+            "validation_steps": max(1, steps // 4),
+        }
+    if settings.model is not None:
+        values["model"] = {"name": settings.model}
+    values["evaluation"] = {"before": False, "num_samples": settings.eval_samples}
+    values["output"] = {"directory": str(directory), "name": name}
+    return build_config(values)
+
+
+def _refusal(config: RunConfig) -> str:
+    """Why a method cannot be run here; "" where it can."""
+    from peftlab.errors import MethodError, TargetError
+    from peftlab.resolve import resolve
+
+    try:
+        resolve(config)
+    except (MethodError, TargetError, ConfigError) as error:
+        return str(error)
+    return ""
+
+
+def _carry_out(config: RunConfig, configs: Path) -> dict[str, Any]:
+    """Carry out one run in a process of its own, or read what is there."""
+    path = config.output.directory / config.run_name()
+    run = RunFolder(path)
+    if not run.is_finished:
+        if run.has(RunFolder.CONFIG):
+            command = ["--resume", str(path)]
+        else:
+            file = configs / f"{path.name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            command = [str(config.save(file))]
+        process = subprocess.run(
+            [sys.executable, "-m", "peftlab", "run", *command],
+            env=os.environ | {"PYTHONWARNINGS": "ignore"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode:
+            last = (process.stderr.strip() or process.stdout.strip()).splitlines()[-1:]
+            raise RunError(
+                f"{path.name} failed (exit code {process.returncode}): {' '.join(last)}; the finished runs in"
+                f" {path.parent} are not done again with --set runs={path.parent}"
+            )
+    return _read(run, config)
+
+
+def _read(run: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """What a finished run came to."""
+    import json
+
+    summary = run.summary()
+    evaluation = run.evaluation_path()
+    after = json.loads(evaluation.read_text(encoding="utf-8"))["after"] if evaluation else None
+    adapter = sum(file.stat().st_size for file in run.final_model.rglob("*.safetensors"))
+    return {
+        "run": run.name,
+        "learning_rate": config.training.learning_rate,
+        "validation_loss": summary["best_checkpoint"]["validation_loss"],
+        "metrics": after["metrics"] if after else {},
+        "trainable_parameters": summary["counts"]["trainable_parameters"],
+        "total_parameters": summary["counts"]["total_parameters"],
+        "seconds": summary["seconds"]["train"],
+        "tokens_per_second": summary["tokens_per_second"],
+        "peak_memory_bytes": summary["peak_memory_bytes"],
+        "adapter_bytes": adapter,
+        "versions": run.environment["versions"],
+    }
+
+
+def _write(
+    folder: Path,
+    done: Mapping[str, list[dict[str, Any]]],
+    refused: Mapping[str, str],
+    show: Callable[[str], object],
+) -> list[Path]:
+    """Write and show the tables."""
+    best = {name: min(results, key=lambda r: r["validation_loss"]) for name, results in done.items()}
+    rows = list(_rows(best))
+    tried = [["method", "learning rate", "validation loss", "chosen"]]
+    for name, results in done.items():
+        for result in results:
+            mark = "yes" if result is best[name] else ""
+            tried.append([name, f"{result['learning_rate']:g}", f"{result['validation_loss']:.4f}", mark])
+    show(render_text(rows, title="\neach method at the learning rate of its lowest validation loss"))
+    edges = [n for n, rs in done.items() if len(rs) > 2 and best[n] in (rs[0], rs[-1])]
+    notes = [f"Left out: {name}: {reason}" for name, reason in refused.items()]
+    if edges:
+        notes.append(
+            f"Lowest at the edge of what was tried, so perhaps better beyond: {', '.join(edges)} (--set factors=[...])."
+        )
+    notes.append("One seed: no winner is named. Intervals: 95 %, bootstrap over the test examples.")
+    for note in notes:
+        show(note)
+    text = "\n\n".join([_markdown(rows), "What was tried:", _markdown(tried), *notes]) + "\n"
+    values = {"best": best, "tried": dict(done), "refused": dict(refused)}
+    table, numbers = folder / "table.md", folder / "methods.json"
+    write_text(table, text)
+    write_json(numbers, values)
+    return [table, numbers]
+
+
+def _rows(best: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
+    """The table, best validation loss first."""
+    names = list(dict.fromkeys(metric for result in best.values() for metric in result["metrics"]))
+    yield [
+        "method", "learning rate", "validation loss", *names, "trainable", "time", "tokens/s", "peak memory", "adapter"
+    ]  # fmt: skip
+    for name, result in sorted(best.items(), key=lambda item: item[1]["validation_loss"]):
+        yield [
+            name,
+            f"{result['learning_rate']:g}",
+            f"{result['validation_loss']:.4f}",
+            *(show_score(result["metrics"].get(metric)) for metric in names),
+            show_count(result["trainable_parameters"], of=result["total_parameters"]),
+            show_seconds(result["seconds"]),
+            f"{result['tokens_per_second']:,.0f}",
+            show_bytes(result["peak_memory_bytes"]),
+            show_bytes(result["adapter_bytes"]),
+        ]
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    """A table as Markdown."""
+    header, *body = rows
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
