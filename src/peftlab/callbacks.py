@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peftlab.attachment import adapter_parameters
+from peftlab.attaching.attachment import adapter_parameters
 from peftlab.errors import ScheduleError
 from peftlab.gradient_log import GradientNormLog, load_gradient_log
 from peftlab.gradients import GradientGroups, measure_gradient_norms, read_gradients

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from peftlab.attaching.towers import attach_adapters
 from peftlab.batches import Collator
 from peftlab.catalog import PROBES
 from peftlab.config import RunConfig, build_config, read_yaml
@@ -48,7 +49,6 @@ from peftlab.proof import fingerprint
 from peftlab.resolve import Resolved, resolve
 from peftlab.run import RunFolder
 from peftlab.store import BundleFacts, save_bundle
-from peftlab.towers import attach_adapters
 from peftlab.trainer import LabTrainer
 from peftlab.training import TrainingParts, ignore_event, make_arguments
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab.attachment import ADAPTER_FILE, peft_name
+from peftlab.attaching.attachment import ADAPTER_FILE, peft_name
 from peftlab.errors import InputError, MethodError
 from peftlab.files import CHECKSUMS, new_folder, write_text
 from peftlab.folders import OnConflict, choose_folder

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from peftlab.attachment import ADAPTER
+from peftlab.attaching.attachment import ADAPTER
 from peftlab.efficient import plain_tokens, virtual_tokens
 from peftlab.efficient.adapted import AdaptedModel
 from peftlab.efficient.embeddings import PrefixTuning, PTuningEmbedding

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from peftlab.attaching.towers import attach_adapters
 from peftlab.batches import EpochOrder, Row, RowBuilder, RowCount
 from peftlab.catalog import TASKS
 from peftlab.commands.preconditions import check_places
@@ -24,7 +25,6 @@ from peftlab.mapping import map_model
 from peftlab.phases import PhaseSwitch
 from peftlab.schedule import Schedule
 from peftlab.task import Example, Splits, choose
-from peftlab.towers import attach_adapters
 
 _BYTES_PER_TRAINED_PARAMETER = 12
 """A checkpoint holds each trained parameter and AdamW's two moments in float32."""

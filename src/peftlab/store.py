@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from peftlab.attaching.towers import attach_adapters
 from peftlab.catalog import TASKS
 from peftlab.config import AdapterSettings, RunConfig, build_config, read_yaml
 from peftlab.errors import CheckpointError, InputError, OutputError, UnknownNameError
@@ -27,7 +28,6 @@ from peftlab.restoring import load_whole, parse_manifest
 from peftlab.run import RunFolder
 from peftlab.settings import validate
 from peftlab.task import Splits
-from peftlab.towers import attach_adapters
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1

@@ -235,7 +235,7 @@ def _adapter_tensors(tower: nn.Module) -> dict[str, nn.Parameter]:
     """The tensors of peft's layers in a module, by name; none where there are no adapters."""
     if not any(getattr(module, "adapter_layer_names", ()) for module in tower.modules()):
         return {}
-    from peftlab.attachment import adapter_parameters
+    from peftlab.attaching.attachment import adapter_parameters
 
     return adapter_parameters(tower)
 

@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from peftlab import capabilities
-from peftlab.attachment import PeftAttachment
+from peftlab.attaching.attachment import PeftAttachment
+from peftlab.attaching.prompting import PromptAttachment
 from peftlab.capabilities import BASES, PROPERTIES, counts, prove_methods, trials, try_method, try_property
 from peftlab.catalog import METHODS
 from peftlab.commands import methods as page
 from peftlab.commands.methods import MEASURED, markdown, render
 from peftlab.objective import ModelLoss
 from peftlab.phases import PhaseSwitch
-from peftlab.prompting import PromptAttachment
 
 TABLE = json.loads(MEASURED.read_text(encoding="utf-8"))
 CELLS = {(cell["method"], cell["model_type"], cell["head"]): cell for cell in TABLE["cells"]}
@@ -197,7 +197,7 @@ def test_companion_phases_that_freeze_nothing_are_noticed(monkeypatch):
 
 
 def test_companion_a_merge_that_drops_the_adapter_is_noticed(monkeypatch):
-    monkeypatch.setattr("peftlab.merging._fold_layers", lambda *_: None)
+    monkeypatch.setattr("peftlab.attaching.merging._fold_layers", lambda *_: None)
     assert "merged, the logits are" in fails("ia3", LLAMA, "merge")
 
 

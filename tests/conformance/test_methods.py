@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tiny_models
-from peftlab import attachment as attachment_module
+from peftlab.attaching import attachment as attachment_module
 from peftlab.catalog import METHODS
 from peftlab.errors import CheckpointError
 from peftlab.gradients import read_gradients

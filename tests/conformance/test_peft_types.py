@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import tiny_models
-from peftlab import peft_types
+from peftlab.attaching import peft_types
+from peftlab.attaching.peft_types import peft_type_names
 from peftlab.batches import IGNORED
 from peftlab.catalog import METHODS
 from peftlab.errors import (
@@ -30,7 +31,6 @@ from peftlab.errors import (
 from peftlab.gradients import read_gradients
 from peftlab.mapping import map_model
 from peftlab.objective import ModelLoss
-from peftlab.peft_types import peft_type_names
 from peftlab.proof import TrainingProof, fingerprint
 from peftlab.settings import validate
 from tiny_runs import ONE_PHASE, run, same

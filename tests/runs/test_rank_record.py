@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 import whole_runs
-from peftlab.allocation import AllocatedAttachment
+from peftlab.attaching.allocation import AllocatedAttachment
 from peftlab.config import build_config
 from peftlab.errors import RunError
 from peftlab.execute import execute

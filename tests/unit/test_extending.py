@@ -11,9 +11,9 @@ import transformers as T
 from deeper_models import CASES, attach, build, generate, head, logits, perturb, training_inputs
 from safetensors.torch import load_file, save_file
 
-from peftlab.combining import HybridAttachment
+from peftlab.attaching.combining import HybridAttachment
+from peftlab.attaching.extending import LAYER_CONFIG, LAYER_FILE, read_layer_config, share_layers
 from peftlab.errors import CheckpointError, MethodError, ScheduleError
-from peftlab.extending import LAYER_CONFIG, LAYER_FILE, read_layer_config, share_layers
 from peftlab.gradients import GradientGroups, read_gradients
 from peftlab.insertion import new_layers
 from peftlab.mapping import map_model

@@ -123,7 +123,7 @@ def test_a_layer_that_was_to_be_shared_trains_on_after_a_failure(monkeypatch):
     def fail(model):
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr("peftlab.attachment.map_model", fail)
+    monkeypatch.setattr("peftlab.attaching.attachment.map_model", fail)
     with pytest.raises(RuntimeError, match="in the middle"):
         HybridExtension(base, config("hybrid")).create_hybrid_from_existing(layer, "sql")
     assert unchanged(before, layer)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import tiny_models
-from peftlab import lora_limits
+from peftlab.attaching import lora_limits
 from peftlab.batches import Collator
 from peftlab.catalog import METHODS
 from peftlab.errors import CheckpointError, ConfigError, MethodError

@@ -9,11 +9,11 @@ from torch import nn
 from transformers.utils import logging
 
 import tiny_models
+from peftlab.attaching.merging import fold
+from peftlab.attaching.peft_types import peft_type_names
 from peftlab.catalog import METHODS
 from peftlab.errors import MethodError, NonFiniteError
 from peftlab.mapping import map_model
-from peftlab.merging import fold
-from peftlab.peft_types import peft_type_names
 from peftlab.settings import validate
 
 DOUBLE = torch.float64
@@ -322,7 +322,7 @@ def test_a_block_takes_the_base_s_dtype_and_its_own_storage():
 
 
 def test_companion_a_merge_that_changes_nothing_is_noticed(monkeypatch):
-    monkeypatch.setattr("peftlab.merging._fold_layers", lambda *_: None)
+    monkeypatch.setattr("peftlab.attaching.merging._fold_layers", lambda *_: None)
     _, attached = attach("lora")
     expected = logits(attached.model)
     assert (logits(attached.merge()) - expected).abs().max() > 1e-3

@@ -12,12 +12,12 @@ import transformers as T
 from torch import nn
 
 import tiny_models
-from peftlab import rewriting
+from peftlab.attaching import rewriting
+from peftlab.attaching.rewriting import RewrittenAttachment
 from peftlab.catalog import METHODS
 from peftlab.errors import CheckpointError, ConfigError, MethodError, NotTrainingError, TargetError
 from peftlab.mapping import map_model
 from peftlab.proof import fingerprint
-from peftlab.rewriting import RewrittenAttachment
 from peftlab.settings import validate
 from tiny_runs import ONE_PHASE, make_rows, prepare, run, same
 

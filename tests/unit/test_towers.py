@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import tiny_models
 import whole_runs
+from peftlab.attaching.towers import attach_adapters
 from peftlab.config import AdapterSettings, build_config
 from peftlab.errors import ConfigError, MethodError, PeftlabError, TargetError
 from peftlab.execute import execute, plan
@@ -22,7 +23,6 @@ from peftlab.exporting import export_adapter
 from peftlab.mapping import map_model
 from peftlab.proof import fingerprint
 from peftlab.store import load, open_run
-from peftlab.towers import attach_adapters
 from tiny_runs import same
 
 VISION = {"rank": 2, "alpha": 4, "targets": ["attention.query", "attention.key", "attention.value"]}

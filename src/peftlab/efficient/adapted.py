@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from peftlab.attachment import ADAPTER
+from peftlab.attaching.attachment import ADAPTER
 from peftlab.efficient.embeddings import PrefixTuning, PTuningEmbedding
 from peftlab.efficient.layers import AdaLoRALayer, LoRALinear
 from peftlab.efficient.ranks import RankBudget, orthogonality_loss

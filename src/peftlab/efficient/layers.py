@@ -23,7 +23,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from peftlab.attachment import ADAPTER
+from peftlab.attaching.attachment import ADAPTER
 from peftlab.errors import ConfigError, MethodError, UnknownNameError
 
 ALLOCATIONS = ("uniform", "importance", "magnitude")

@@ -1,6 +1,7 @@
 """Taking ranks from AdaLoRA layers while they train: peft's budget and allocator, called step by step.
 
-The mean rank falls along peft's cubic from the layers' rank to `target_rank`; see `allocation.py` for the three rankings.
+The mean rank falls along peft's cubic from the layers' rank to `target_rank`; the three rankings are explained in
+`attaching/allocation.py`.
 
 Source: Zhang et al. 2023, arXiv 2303.10512, sections 3.2 and 3.3; peft `tuners/adalora/layer.py`, `RankAllocator`.
 """
@@ -15,8 +16,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from peftlab.allocation import ScoredAllocator
-from peftlab.attachment import ADAPTER
+from peftlab.attaching.allocation import ScoredAllocator
+from peftlab.attaching.attachment import ADAPTER
 from peftlab.efficient.layers import AdaLoRALayer
 from peftlab.efficient.targets import Undo
 from peftlab.errors import NotTrainingError, ScheduleError

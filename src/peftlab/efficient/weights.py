@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from peftlab.attachment import ADAPTER
+from peftlab.attaching.attachment import ADAPTER
 from peftlab.efficient.embeddings import PrefixTuning, PTuningEmbedding
 from peftlab.efficient.layers import AdaLoRALayer, LoRALayer, own_parameters
 from peftlab.errors import CheckpointError, OutputError

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from peftlab.attaching.extending import check_fit, on_cpu
 from peftlab.catalog import METHODS
 from peftlab.devices import describe_environment
 from peftlab.errors import CheckpointError, ConfigError, MethodError
-from peftlab.extending import check_fit, on_cpu
 from peftlab.files import CHECKSUMS, new_folder, write_json
 from peftlab.mapping import map_model
 from peftlab.method import Attachment, Head

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftlab.attaching.combining import HybridAttachment
+from peftlab.attaching.extending import NewLayerAttachment, share_layers
 from peftlab.catalog import METHODS
-from peftlab.combining import HybridAttachment
 from peftlab.errors import CheckpointError, InputError, MethodError
-from peftlab.extending import NewLayerAttachment, share_layers
 from peftlab.extensions.bundles import Record, record_of
 from peftlab.extensions.config import ExtensionConfig
 from peftlab.extensions.device_manager import DeviceManager

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from peftlab.attachment import ADAPTER, ADAPTER_FILE, new_modules
+from peftlab.attaching.attachment import ADAPTER, ADAPTER_FILE
+from peftlab.attaching.prompting import PromptAttachment
+from peftlab.attaching.targeting import new_modules
 from peftlab.catalog import METHODS
 from peftlab.config import AdapterSettings, ModelSettings
 from peftlab.errors import CheckpointError, InputError, ModelError
@@ -27,7 +29,6 @@ from peftlab.importing.tensor_files import read_tensors
 from peftlab.loading import ModelSource, find_model, hash_tensors, hash_tokenizer, load_model, meta_model
 from peftlab.mapping import map_model
 from peftlab.method import Attachment
-from peftlab.prompting import PromptAttachment
 from peftlab.restoring import all_or_nothing
 from peftlab.settings import validate
 from peftlab.store import MANIFEST, BundleFacts, save_bundle

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftlab.attachment import new_modules
+from peftlab.attaching.targeting import new_modules
 from peftlab.errors import CheckpointError, ConfigError, InputError
 from peftlab.family import FamilyMap
 from peftlab.importing.foreign import PREFIX, Foreign, Translation

@@ -9,7 +9,7 @@ import peft
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
 
-from peftlab.attachment import new_modules
+from peftlab.attaching.targeting import new_modules
 from peftlab.errors import ConfigError, TargetError
 from peftlab.family import FamilyMap, Selection
 from peftlab.importing.fields import Fields

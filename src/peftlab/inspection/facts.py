@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftlab.attachment import adapter_parameters
+from peftlab.attaching.attachment import adapter_parameters
 from peftlab.family import FamilyMap
 from peftlab.model_facts import decide_family, read_facts
 

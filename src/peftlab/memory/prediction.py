@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
+from peftlab.attaching.towers import attach_adapters
 from peftlab.config import RunConfig
 from peftlab.devices import DTYPES, choose_device, choose_dtype
 from peftlab.errors import ConfigError, InputError, ModelError
@@ -29,7 +30,6 @@ from peftlab.memory.ledger import PARTS
 from peftlab.memory.rehearsal import rehearse
 from peftlab.memory.steps import BatchShape
 from peftlab.method import Attachment
-from peftlab.towers import attach_adapters
 
 Attach = Callable[[nn.Module], Attachment]
 """From a base to the attachment that is trained."""

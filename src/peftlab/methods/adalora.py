@@ -88,6 +88,6 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
     Raises:
         TargetError: The targets match nothing in this model.
     """
-    from peftlab.allocation import AllocatedAttachment
+    from peftlab.attaching.allocation import AllocatedAttachment
 
     return AllocatedAttachment(model, family, settings, head=head, seed=seed)

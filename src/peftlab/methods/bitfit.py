@@ -43,9 +43,9 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
     Raises:
         MethodError: The base has no biases, or is not of float32 or wider.
     """
-    from peftlab.attachment import new_modules
+    from peftlab.attaching.rewriting import RewrittenAttachment, bias_names, gain_names, names_below
+    from peftlab.attaching.targeting import new_modules
     from peftlab.errors import MethodError
-    from peftlab.rewriting import RewrittenAttachment, bias_names, gain_names, names_below
 
     new = set(names_below(model, new_modules(model, head)))
     biases = set(bias_names(model))

@@ -60,7 +60,7 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
         MethodError: The base is not of float32 or wider, or what shall train contradicts itself.
         TargetError: The targets match nothing in this model.
     """
-    from peftlab.rewriting import RewrittenAttachment
+    from peftlab.attaching.rewriting import RewrittenAttachment
 
     return RewrittenAttachment(
         model, family, _chosen(model, family, settings, head), method="full", whole=True
@@ -73,9 +73,9 @@ def _chosen(model: nn.Module, family: FamilyMap, settings: Settings, head: Head)
     Raises:
         MethodError: A tensor shall train and shall not: a tied head is the embedding, a new classification head trains.
     """
-    from peftlab.attachment import new_modules
+    from peftlab.attaching.rewriting import names_below, names_in_last_layers
+    from peftlab.attaching.targeting import new_modules
     from peftlab.errors import MethodError
-    from peftlab.rewriting import names_below, names_in_last_layers
 
     chosen = {name for name, _ in model.named_parameters()}
     if settings.targets is not None:

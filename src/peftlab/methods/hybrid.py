@@ -58,6 +58,6 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
         MethodError: There is no such stack or place, the stack is not proved, or it takes no block more.
         TargetError: The targets match nothing in this model.
     """
-    from peftlab.combining import HybridAttachment
+    from peftlab.attaching.combining import HybridAttachment
 
     return HybridAttachment(model, family, settings, head=head, seed=seed)

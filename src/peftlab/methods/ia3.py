@@ -56,7 +56,8 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
     """
     import peft
 
-    from peftlab.attachment import TASK_TYPES, PeftAttachment, is_transposed, trained_whole
+    from peftlab.attaching.attachment import TASK_TYPES, PeftAttachment
+    from peftlab.attaching.targeting import is_transposed, trained_whole
 
     selection = family.select(_of_the_paper(family) if settings.targets is None else settings.targets)
     whole = trained_whole(model, family, selection, head=head)

@@ -186,6 +186,6 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
         MethodError: A setting has no place in this model.
         TargetError: Targets, layers, patterns or modules match nothing in this model.
     """
-    from peftlab.lora_attachment import LoraAttachment
+    from peftlab.attaching.lora_attachment import LoraAttachment
 
     return LoraAttachment(model, family, settings, head=head, seed=seed)

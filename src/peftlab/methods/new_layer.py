@@ -40,6 +40,6 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
     Raises:
         MethodError: There is no such stack or place, the stack is not proved, or it takes no block more.
     """
-    from peftlab.extending import NewLayerAttachment
+    from peftlab.attaching.extending import NewLayerAttachment
 
     return NewLayerAttachment(model, family, settings, head=head, seed=seed)

@@ -60,8 +60,9 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
     """
     import peft
 
-    from peftlab.attachment import TASK_TYPES, new_modules
-    from peftlab.prompting import PromptAttachment, embedding_width
+    from peftlab.attaching.attachment import TASK_TYPES
+    from peftlab.attaching.prompting import PromptAttachment, embedding_width
+    from peftlab.attaching.targeting import new_modules
 
     config = peft.PromptEncoderConfig(
         num_virtual_tokens=settings.num_virtual_tokens,

@@ -64,7 +64,7 @@ def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Hea
         MethodError: The type does not work here, or not on this base; the base is as it was.
         TargetError: The targets match nothing in this model.
     """
-    from peftlab.peft_types import attach_type
+    from peftlab.attaching.peft_types import attach_type
 
     return attach_type(
         model, family, settings.type, config=settings.config, targets=settings.targets, head=head, seed=seed

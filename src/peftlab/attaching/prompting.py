@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 
-from peftlab.attachment import ADAPTER, PeftAttachment
+from peftlab.attaching.attachment import ADAPTER, PeftAttachment
+from peftlab.attaching.merging import check_not_over
 from peftlab.errors import CheckpointError, MethodError
 from peftlab.family import Selection
-from peftlab.merging import check_not_over
 
 _PREPARES = "prepare_inputs_for_generation"
 _CACHES = (peft.PeftType.PREFIX_TUNING, peft.PeftType.CARTRIDGE)

@@ -18,7 +18,7 @@ import peft
 import torch
 from torch import nn
 
-from peftlab.attachment import ADAPTER
+from peftlab.attaching.attachment import ADAPTER
 from peftlab.batches import IGNORED
 from peftlab.errors import MethodError
 

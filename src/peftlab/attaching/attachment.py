@@ -18,37 +18,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from peftlab.attaching.merging import check_not_over, fold
+from peftlab.attaching.occupancy import check_free, occupy
 from peftlab.errors import CheckpointError, TargetError
 from peftlab.family import Selection
 from peftlab.files import write_json
 from peftlab.mapping import map_model
-from peftlab.merging import check_not_over, fold
 from peftlab.method import Head, OrdinaryTraining
-from peftlab.occupancy import check_free, occupy
 from peftlab.schedule import Schedule
 from peftlab.streams import seed_for
-from peftlab.targeting import (
-    expert_parameters,
-    is_transposed,
-    new_modules,
-    target_names,
-    trained_whole,
-)
-
-__all__ = [
-    "ADAPTER",
-    "ADAPTER_FILE",
-    "TASK_TYPES",
-    "PeftAttachment",
-    "adapter_parameters",
-    "beside",
-    "expert_parameters",
-    "is_transposed",
-    "new_modules",
-    "peft_name",
-    "target_names",
-    "trained_whole",
-]
 
 ADAPTER_FILE = "adapter_model.safetensors"
 """peft's name for the file of an adapter's tensors."""

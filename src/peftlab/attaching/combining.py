@@ -15,17 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peftlab.attachment import (
-    ADAPTER_FILE,
-    TASK_TYPES,
-    PeftAttachment,
-    adapter_parameters,
-    is_transposed,
-    target_names,
-    trained_whole,
-)
-from peftlab.errors import CheckpointError
-from peftlab.extending import (
+from peftlab.attaching.attachment import ADAPTER_FILE, TASK_TYPES, PeftAttachment, adapter_parameters
+from peftlab.attaching.extending import (
     LAYER_CONFIG,
     LAYER_FILE,
     NewLayerAttachment,
@@ -33,10 +24,12 @@ from peftlab.extending import (
     check_phases,
     on_cpu,
 )
+from peftlab.attaching.merging import check_not_over
+from peftlab.attaching.targeting import is_transposed, target_names, trained_whole
+from peftlab.errors import CheckpointError
 from peftlab.family import FamilyMap, Selection
 from peftlab.files import write_json
 from peftlab.insertion.plain_model import check_can_stay
-from peftlab.merging import check_not_over
 from peftlab.method import Head
 from peftlab.schedule import Schedule
 

@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from peftlab.attaching.merging import check_not_over
+from peftlab.attaching.occupancy import check_free, occupy
 from peftlab.errors import CheckpointError, MethodError, NonFiniteError
 from peftlab.family import FamilyMap, Selection, Site
 from peftlab.files import write_json
-from peftlab.merging import check_not_over
 from peftlab.method import OrdinaryTraining
-from peftlab.occupancy import check_free, occupy
 from peftlab.schedule import Schedule
 
 RECORD_FILE = "rewritten.json"

@@ -17,16 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peftlab.attachment import new_modules
+from peftlab.attaching.merging import check_not_over
+from peftlab.attaching.occupancy import check_free, occupy
+from peftlab.attaching.targeting import new_modules
 from peftlab.errors import CheckpointError, ScheduleError
 from peftlab.family import FamilyMap, Selection
 from peftlab.files import write_json
 from peftlab.insertion import NewLayers, configs_of
 from peftlab.insertion.plain_model import check_can_stay
 from peftlab.mapping import map_model
-from peftlab.merging import check_not_over
 from peftlab.method import Head, OrdinaryTraining
-from peftlab.occupancy import check_free, occupy
 from peftlab.placement import Placement
 from peftlab.schedule import Schedule
 

@@ -23,15 +23,8 @@ from peft.tuners.adalora.layer import RankAllocator
 from safetensors.torch import load_file
 from torch import nn
 
-from peftlab.attachment import (
-    ADAPTER,
-    ADAPTER_FILE,
-    TASK_TYPES,
-    PeftAttachment,
-    is_transposed,
-    target_names,
-    trained_whole,
-)
+from peftlab.attaching.attachment import ADAPTER, ADAPTER_FILE, TASK_TYPES, PeftAttachment
+from peftlab.attaching.targeting import is_transposed, target_names, trained_whole
 from peftlab.errors import CheckpointError, ScheduleError
 from peftlab.family import FamilyMap
 from peftlab.files import write_json

@@ -20,13 +20,14 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-from peftlab.attachment import ADAPTER, TASK_TYPES, PeftAttachment, is_transposed, trained_whole
+from peftlab.attaching.attachment import ADAPTER, TASK_TYPES, PeftAttachment
+from peftlab.attaching.prompting import PromptAttachment
+from peftlab.attaching.targeting import is_transposed, trained_whole
 from peftlab.catalog import METHODS
 from peftlab.errors import ConfigError, MethodError, PeftlabError, UnknownNameError, did_you_mean
 from peftlab.family import FamilyMap, Selection
 from peftlab.files import write_json
 from peftlab.method import Attachment, Head
-from peftlab.prompting import PromptAttachment
 
 _FROM_WEIGHTS = (
     "it is made from the values of the weights, and a pre-flight, which attaches it too, reads none"

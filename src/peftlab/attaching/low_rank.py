@@ -16,27 +16,20 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from peftlab.attachment import (
-    TASK_TYPES,
-    PeftAttachment,
-    adapter_parameters,
-    expert_parameters,
-    is_transposed,
-    target_names,
-    trained_whole,
-)
-from peftlab.errors import MethodError, TargetError
-from peftlab.family import FamilyMap, Selection
-from peftlab.lora_limits import (
+from peftlab.attaching.attachment import TASK_TYPES, PeftAttachment, adapter_parameters
+from peftlab.attaching.lora_limits import (
     check_beside_others,
     check_experts,
     check_pattern_of_experts,
     check_start,
 )
-from peftlab.lora_start import Start
+from peftlab.attaching.lora_start import Start
+from peftlab.attaching.optimizing import make_lora_fa, make_lora_plus
+from peftlab.attaching.patterns import further_modules, limit_layers, resolve_pattern
+from peftlab.attaching.targeting import expert_parameters, is_transposed, target_names, trained_whole
+from peftlab.errors import MethodError, TargetError
+from peftlab.family import FamilyMap, Selection
 from peftlab.method import Head
-from peftlab.optimizing import make_lora_fa, make_lora_plus
-from peftlab.patterns import further_modules, limit_layers, resolve_pattern
 
 if TYPE_CHECKING:
     from peftlab.methods.lora import Settings

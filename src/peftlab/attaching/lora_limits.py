@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from peftlab.attaching.lora_start import Start
 from peftlab.errors import MethodError
 from peftlab.family import Selection
-from peftlab.lora_start import Start
 
 if TYPE_CHECKING:
     from peftlab.methods.lora import Settings

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftlab.attachment import PeftAttachment, beside
+from peftlab.attaching.attachment import PeftAttachment, beside
 from peftlab.catalog import METHODS
 from peftlab.config import AdapterSettings
 from peftlab.errors import CheckpointError, MethodError

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peftlab.attachment import ADAPTER_FILE
+from peftlab.attaching.attachment import ADAPTER_FILE
+from peftlab.attaching.lora_start import Start, start_from_rows, start_from_weights
+from peftlab.attaching.low_rank import LowRankAttachment, kept
 from peftlab.errors import MethodError
 from peftlab.family import FamilyMap
 from peftlab.files import write_json
-from peftlab.lora_start import Start, start_from_rows, start_from_weights
-from peftlab.low_rank import LowRankAttachment, kept
 from peftlab.method import Head
 from peftlab.streams import seed_for
 
