@@ -1,9 +1,9 @@
 """Which method does best on one base and task: scores, parameters, seconds and memory of each, at its best learning rate.
 
-All methods see the same rows in the same order for the same number of steps and are asked in the same way. Each is trained
-with several learning rates, in a process of its own, so that its peak of memory is its own; the validation loss chooses the
-learning rate, the test examples are looked at for the table alone. With one seed no winner is named: the intervals are of
-the test examples.
+All methods see the same rows in the same order for the same number of steps and are asked in the same way. The learning rate
+of each is the one of the lowest validation loss after shorter runs, as many for every method; the test examples are looked
+at for the table alone. Each run has a process of its own, so that its peak of memory is its own. With one seed no winner is
+named: the intervals are of the test examples.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Settings(_Settings):
     """Factors on each method's middle learning rate."""
     max_steps: int | None = Field(default=None, ge=1)
     """Steps of each run; none is the preset's."""
+    choosing_steps: int | None = Field(default=None, ge=1)
+    """Steps of the runs that choose a learning rate; none is a third of a run's."""
     eval_samples: int | None = Field(default=None, ge=1)
     """Test examples; none is all."""
     seed: int = Field(default=42, ge=0)
@@ -91,26 +93,27 @@ def carry_out(settings: Settings, folder: Path, show: Callable[[str], object]) -
         RunError: A run failed; the others stay and are not done again where `runs` names them.
     """
     directory = (settings.runs or folder / "runs").expanduser().absolute()
-    done: dict[str, list[dict[str, Any]]] = {}
+    tried: dict[str, list[dict[str, Any]]] = {}
+    done: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
     for name in settings.methods or _plain_methods():
-        configs = [_config(settings, name, factor, directory) for factor in settings.factors]
-        reason = _refusal(configs[0])
+        reason = _refusal(_config(settings, name, settings.factors[0], directory))
         if reason:
             refused[name] = reason
             show(f"{name}: left out: {reason}")
             continue
-        done[name] = []
-        for config in configs:
-            result = _carry_out(config, folder / "configs")
-            done[name].append(result)
-            show(
-                f"{name}, learning rate {config.training.learning_rate:g}:"
-                f" validation loss {result['validation_loss']:.4f}, {show_seconds(result['seconds'])}"
-            )
+        tried[name] = []
+        for factor in settings.factors if len(settings.factors) > 1 else ():
+            config = _config(settings, name, factor, directory, choosing=True)
+            tried[name].append(_carry_out(config, folder / "configs") | {"factor": factor})
+            rate, loss = config.training.learning_rate, tried[name][-1]["validation_loss"]
+            show(f"{name}: learning rate {rate:g}: validation loss {loss:.4f}")
+        lowest = min(tried[name], key=lambda r: r["validation_loss"], default={"factor": settings.factors[0]})
+        done[name] = _carry_out(_config(settings, name, lowest["factor"], directory), folder / "configs")
+        show(f"{name}: {done[name]['steps']} steps in {show_seconds(done[name]['seconds'])}")
     if not done:
         raise InputError("no method applies: " + "; ".join(f"{n}: {reason}" for n, reason in refused.items()))
-    return _write(folder, done, refused, show)
+    return _write(folder, done, tried, refused, show)
 
 
 def _plain_methods() -> tuple[str, ...]:
@@ -118,7 +121,9 @@ def _plain_methods() -> tuple[str, ...]:
     return tuple(name for name in METHODS.names() if name not in _WITHOUT_SETTINGS)
 
 
-def _config(settings: Settings, name: str, factor: float, directory: Path) -> RunConfig:
+def _config(
+    settings: Settings, name: str, factor: float, directory: Path, *, choosing: bool = False
+) -> RunConfig:
     """The config of one run.
 
     Args:
@@ -126,6 +131,7 @@ def _config(settings: Settings, name: str, factor: float, directory: Path) -> Ru
         name: The method.
         factor: On its middle learning rate.
         directory: Where the run goes.
+        choosing: Whether it is one of the shorter runs that choose the learning rate.
 
     Returns:
         The config.
@@ -142,16 +148,17 @@ def _config(settings: Settings, name: str, factor: float, directory: Path) -> Ru
         "learning_rate": float(f"{_MIDDLE.get(name, _MIDDLE['lora']) * factor:.2g}"),
         "seed": settings.seed,
     }
-    if settings.max_steps is not None:
-        steps = settings.max_steps
-        values["training"] |= {
-            "max_steps": steps,
-            "warmup_steps": steps // 20,
-            "validation_steps": max(1, steps // 4),
-        }
+    steps = settings.max_steps or int(values["training"]["max_steps"])
+    if choosing:
+        steps = settings.choosing_steps or max(1, steps // 3)
+    values["training"] |= {
+        "max_steps": steps, "warmup_steps": steps // 20, "validation_steps": max(1, steps // 4)
+    }  # fmt: skip
     if settings.model is not None:
         values["model"] = {"name": settings.model}
-    values["evaluation"] = {"before": False, "num_samples": settings.eval_samples}
+    values["evaluation"] = (
+        {"enabled": False} if choosing else {"before": False, "num_samples": settings.eval_samples}
+    )
     values["output"] = {"directory": str(directory), "name": name}
     return build_config(values)
 
@@ -210,6 +217,7 @@ def _read(run: RunFolder, config: RunConfig) -> dict[str, Any]:
         "metrics": after["metrics"] if after else {},
         "trainable_parameters": summary["counts"]["trainable_parameters"],
         "total_parameters": summary["counts"]["total_parameters"],
+        "steps": summary["steps"],
         "seconds": summary["seconds"]["train"],
         "tokens_per_second": summary["tokens_per_second"],
         "peak_memory_bytes": summary["peak_memory_bytes"],
@@ -220,43 +228,48 @@ def _read(run: RunFolder, config: RunConfig) -> dict[str, Any]:
 
 def _write(
     folder: Path,
-    done: Mapping[str, list[dict[str, Any]]],
+    done: Mapping[str, dict[str, Any]],
+    tried: Mapping[str, list[dict[str, Any]]],
     refused: Mapping[str, str],
     show: Callable[[str], object],
 ) -> list[Path]:
     """Write and show the tables."""
-    best = {name: min(results, key=lambda r: r["validation_loss"]) for name, results in done.items()}
-    rows = list(_rows(best))
-    tried = [["method", "learning rate", "validation loss", "chosen"]]
-    for name, results in done.items():
-        for result in results:
-            mark = "yes" if result is best[name] else ""
-            tried.append([name, f"{result['learning_rate']:g}", f"{result['validation_loss']:.4f}", mark])
-    show(render_text(rows, title="\neach method at the learning rate of its lowest validation loss"))
-    edges = [n for n, rs in done.items() if len(rs) > 2 and best[n] in (rs[0], rs[-1])]
+    rows = list(_rows(done))
+    choices = [["method", "learning rate", "validation loss", "chosen"]]
     notes = [f"Left out: {name}: {reason}" for name, reason in refused.items()]
+    edges = []
+    for name, results in tried.items():
+        lowest = min(results, key=lambda r: r["validation_loss"], default=None)
+        for result in results:
+            mark = "yes" if result is lowest else ""
+            choices.append([name, f"{result['learning_rate']:g}", f"{result['validation_loss']:.4f}", mark])
+        if len(results) > 2 and lowest in (results[0], results[-1]):
+            edges.append(name)
     if edges:
         notes.append(
             f"Lowest at the edge of what was tried, so perhaps better beyond: {', '.join(edges)} (--set factors=[...])."
         )
     notes.append("One seed: no winner is named. Intervals: 95 %, bootstrap over the test examples.")
+    show(render_text(rows, title="\nlowest validation loss first"))
     for note in notes:
         show(note)
-    text = "\n\n".join([_markdown(rows), "What was tried:", _markdown(tried), *notes]) + "\n"
-    values = {"best": best, "tried": dict(done), "refused": dict(refused)}
+    parts = [
+        _markdown(rows),
+        *(["Learning rates, after shorter runs:", _markdown(choices)] if choices[1:] else []),
+    ]
     table, numbers = folder / "table.md", folder / "methods.json"
-    write_text(table, text)
-    write_json(numbers, values)
+    write_text(table, "\n\n".join([*parts, *notes]) + "\n")
+    write_json(numbers, {"done": dict(done), "tried": dict(tried), "refused": dict(refused)})
     return [table, numbers]
 
 
-def _rows(best: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
-    """The table, best validation loss first."""
-    names = list(dict.fromkeys(metric for result in best.values() for metric in result["metrics"]))
+def _rows(done: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
+    """The table, lowest validation loss first."""
+    names = list(dict.fromkeys(metric for result in done.values() for metric in result["metrics"]))
     yield [
         "method", "learning rate", "validation loss", *names, "trainable", "time", "tokens/s", "peak memory", "adapter"
     ]  # fmt: skip
-    for name, result in sorted(best.items(), key=lambda item: item[1]["validation_loss"]):
+    for name, result in sorted(done.items(), key=lambda item: item[1]["validation_loss"]):
         yield [
             name,
             f"{result['learning_rate']:g}",
