@@ -4,6 +4,9 @@ A leaf in `methods/` is a module with:
 
 - `Settings`: what can be set on it, importable without torch;
 - `attach(model, family, settings, *, head, seed) -> Attachment`: adds the adapter to a live base.
+
+It may have `IN_TOWERS`, whether it can adapt one part of a model beside others, and `RATE_TO_LORA`, where a search for its
+learning rate begins.
 """
 
 from __future__ import annotations

@@ -25,19 +25,6 @@ from peftlab.run import RunFolder
 from peftlab.settings import Settings as _Settings
 from peftlab.tables import render_text, show_bytes, show_count, show_score, show_seconds
 
-_MIDDLE: Mapping[str, float] = {
-    "adalora": 8e-3,
-    "bitfit": 8e-3,
-    "full": 8e-4,
-    "hybrid": 4e-3,
-    "ia3": 2.5e-2,
-    "lora": 8e-3,
-    "new_layer": 4e-3,
-    "p_tuning": 8e-3,
-    "prefix_tuning": 2.5e-2,
-    "prompt_tuning": 8e-2,
-}
-"""Method to the middle of the learning rates that are tried; others begin at LoRA's."""
 _FACTORS = (0.32, 1.0, 3.2)
 _WITHOUT_SETTINGS = ("peft",)  # its type has no default: it is tried where it is named with one
 
@@ -52,7 +39,7 @@ class Settings(_Settings):
     methods: tuple[str, ...] = ()
     """The methods; none is all that need no settings and apply to the model."""
     factors: tuple[float, ...] = _FACTORS
-    """Factors on each method's middle learning rate."""
+    """Factors on the learning rate that a method begins with: the preset's times the method's `RATE_TO_LORA`."""
     max_steps: int | None = Field(default=None, ge=1)
     """Steps of each run; none is the preset's."""
     choosing_steps: int | None = Field(default=None, ge=1)
@@ -129,7 +116,7 @@ def _config(
     Args:
         settings: What was set.
         name: The method.
-        factor: On its middle learning rate.
+        factor: On the learning rate that it begins with.
         directory: Where the run goes.
         choosing: Whether it is one of the shorter runs that choose the learning rate.
 
@@ -140,12 +127,14 @@ def _config(
 
     values = read_preset(settings.preset)
     values.pop("schedule", None)
+    leaf = METHODS.load(name)
+    rate = values["training"]["learning_rate"] * getattr(leaf, "RATE_TO_LORA", 1.0)
     method = {"name": name}
-    if "dropout" in METHODS.load(name).Settings.model_fields:
+    if "dropout" in leaf.Settings.model_fields:
         method["dropout"] = values.get("method", {}).get("dropout", 0.0)
     values["method"] = method
     values["training"] |= {
-        "learning_rate": float(f"{_MIDDLE.get(name, _MIDDLE['lora']) * factor:.2g}"),
+        "learning_rate": float(f"{rate * factor:.2g}"),
         "seed": settings.seed,
     }
     steps = settings.max_steps or int(values["training"]["max_steps"])

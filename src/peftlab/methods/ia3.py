@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _PAPER = ("attention.key", "attention.value", "cross_attention.key", "cross_attention.value", "mlp.down")
 _FUSED = ("attention.qkv", "attention.key_value", "cross_attention.key_value")
 
+RATE_TO_LORA = 3.0
+"""Where a search for its learning rate begins, as a multiple of LoRA's."""
+
 
 class Settings(_Settings):
     """What can be set on IA3."""

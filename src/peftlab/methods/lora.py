@@ -38,6 +38,9 @@ _RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 IN_TOWERS = True
 """It can adapt one part of a model beside others (`adapters[].scope`)."""
 
+RATE_TO_LORA = 1.0
+"""Where a search for its learning rate begins, as a multiple of LoRA's."""
+
 
 class Settings(_Settings):
     """What can be set on LoRA."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from peftlab.family import FamilyMap
     from peftlab.method import Attachment, Head
 
+RATE_TO_LORA = 0.5
+"""Where a search for its learning rate begins, as a multiple of LoRA's."""
+
 
 class Settings(Placement):
     """What can be set on new layers."""

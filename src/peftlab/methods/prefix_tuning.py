@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from peftlab.family import FamilyMap
     from peftlab.method import Attachment, Head
 
+RATE_TO_LORA = 3.0
+"""Where a search for its learning rate begins, as a multiple of LoRA's."""
+
 
 class Settings(_Settings):
     """What can be set on prefix tuning."""
