@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from peftlab.chat_prompts import ChatPrompts
 from peftlab.errors import DataError
 from peftlab.method import Head
 from peftlab.streams import permutation
-from peftlab.task import Example, render_prompt
+from peftlab.task import CHAT_PROMPT, Example, render_prompt
 
 IGNORED = -100
 """The label that the loss leaves out (torch's `ignore_index`)."""
@@ -81,6 +82,7 @@ class RowBuilder:
                 "the tokenizer has no end-of-sequence token, so the model could never learn to stop"
             )
         self.tokenizer, self.prompt, self.head, self.max_length = tokenizer, prompt, head, max_length
+        self.chat = ChatPrompts(tokenizer) if prompt == CHAT_PROMPT else None
 
     def build(self, examples: Sequence[Example], *, limit: int | None = None) -> tuple[list[Row], RowCount]:
         """Rows of a split, one for each reference.
@@ -123,10 +125,10 @@ class RowBuilder:
                 return None
             inputs, cut = self._fit(source, self.max_length)
         else:
-            target = self._answer_ids(answer, after=render_prompt(self.prompt, source))
+            target = self._answer_after(source, answer)
             prompt, cut = self._fit(source, self.max_length - len(target))
             inputs, labels = prompt + target, [IGNORED] * len(prompt) + target
-        if not inputs or (self.head == "causal" and len(inputs) == len(labels) and not prompt):
+        if not inputs or (self.head == "causal" and len(inputs) == len(labels) and not prompt and cut):
             count.dropped[f"prompt and answer do not fit {self.max_length} tokens"] += 1
             return None
         if not any(label != IGNORED for label in labels):
@@ -159,6 +161,8 @@ class RowBuilder:
 
     def _fit(self, source: str, room: int) -> tuple[list[int], bool]:
         """Prompt tokens in `room`, cutting the source's end; ([], True) where the template alone is too long."""
+        if self.chat is not None:
+            return self.chat.fit(source, room)
         ids = self._prompt_ids(source)
         if len(ids) <= room:
             return ids, False
@@ -182,6 +186,12 @@ class RowBuilder:
             while len(ids) > 1 and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
                 ids = ids[:-1]
         return ids
+
+    def _answer_after(self, source: str, answer: str) -> list[int]:
+        """Tokens of an answer as they follow a source's prompt, closed by end of sequence."""
+        if self.chat is not None:
+            return self.chat.answer_ids(source, answer)
+        return self._answer_ids(answer, after=render_prompt(self.prompt, source))
 
     def _answer_ids(self, answer: str, *, after: str) -> list[int]:
         """Tokens of an answer as they follow the prompt, closed by end of sequence.

@@ -52,6 +52,26 @@ class Catalog:
         )
         return doc.splitlines()[0] if doc else ""
 
+    def defines(self, name: str, part: str) -> bool:
+        """Whether a leaf has a part; one of peftlab's own is read without importing it.
+
+        Args:
+            name: A leaf's name, or the dotted name of a user's module.
+            part: The name of a class or of a variable.
+
+        Returns:
+            True where it has.
+        """
+        canonical = self.check(name)
+        if "." in canonical:
+            return hasattr(self.load(canonical), part)
+        text = (_PACKAGE / self.folder / f"{canonical}.py").read_text(encoding="utf-8")
+        return any(
+            (isinstance(node, ast.ClassDef) and node.name == part)
+            or (isinstance(node, ast.Assign) and any(getattr(t, "id", None) == part for t in node.targets))
+            for node in ast.parse(text).body
+        )
+
     def check(self, name: str) -> str:
         """The canonical form of a name.
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from peftlab.catalog import METHODS, PROBES, TASKS
+from peftlab.decoding import DecodingSettings
 from peftlab.errors import ConfigError
 from peftlab.files import write_text
 from peftlab.schedule import Curve, PhaseSettings, Schedule, canonical_strategy, place_phases, strategy_phases
@@ -23,6 +24,8 @@ from peftlab.settings import Settings, validate
 
 EMBEDDED_BASE = "peftlab/tiny-base"
 """Name of the base model that lies inside the package."""
+EMBEDDED_TASK = "embedded"
+"""Name of the task that needs no files."""
 
 
 class ModelSettings(Settings):
@@ -45,19 +48,50 @@ class ModelSettings(Settings):
 class TaskSettings(Settings):
     """The task and its data."""
 
-    name: str = "embedded"
+    name: str = EMBEDDED_TASK
     """A task of `peftlab list tasks`, or the dotted name of your own module."""
     data_dir: Path | None = None
     """Folder with the data set's own files."""
+    hub: str | None = None
+    """Name of a data set on the hub, instead of a folder: org/name, or org/name:subset."""
+    archive: str | None = None
+    """A .zip or .tar file with the data set's files, a path or a URL, instead of a folder."""
+    archive_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Checksum that the archive must have."""
     max_length: int = Field(default=128, ge=8)
     """Longest training row in tokens; longer sources are cut, targets never."""
     num_samples: int | None = Field(default=None, ge=1)
     """How many training rows to use; None means all."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The task's own settings; checked by the task, which also fills in its defaults."""
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
         return TASKS.check(name)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TaskSettings:
+        given = [key for key in ("data_dir", "hub", "archive") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"the data come from one place; give one of task.{', task.'.join(given)}")
+        if self.archive_sha256 is not None and self.archive is None:
+            raise ValueError("archive_sha256 has no effect without task.archive; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _checked(self) -> TaskSettings:
+        if self.name == EMBEDDED_TASK and not self.settings:
+            return self  # it has none, and the default config is made when this file is read
+        if TASKS.defines(self.name, "Settings"):
+            own = TASKS.load(self.name).Settings
+            filled = validate(own, self.settings, where="task.settings").model_dump(mode="json")
+            object.__setattr__(self, "settings", filled)
+        elif self.settings:
+            raise ValueError(
+                f"the task '{self.name}' has no settings of its own, so {', '.join(self.settings)} would have no effect"
+            )
+        return self
 
 
 class AdapterSettings(Settings):
@@ -149,8 +183,8 @@ class TrainingSettings(Settings):
     """Root of all random streams."""
 
 
-class EvaluationSettings(Settings):
-    """Scoring on the test split."""
+class EvaluationSettings(DecodingSettings):
+    """Scoring on the test split, and how answers are decoded."""
 
     enabled: bool = True
     """Whether test outputs are generated and scored."""
@@ -158,8 +192,6 @@ class EvaluationSettings(Settings):
     """Whether the base is scored too, before training."""
     num_samples: int | None = Field(default=None, ge=1)
     """How many test examples to score; None means all."""
-    max_new_tokens: int = Field(default=96, ge=1)
-    """Longest answer in tokens."""
     batch_size: int = Field(default=32, ge=1)
     """Prompts generated together."""
 

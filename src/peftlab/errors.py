@@ -17,6 +17,7 @@ PeftlabError                    exit code
 │   ├── NonFiniteError              a loss or gradient that is NaN or infinite
 │   ├── CheckpointError             a checkpoint or bundle that is damaged or belongs to something else
 │   └── EvaluationError             an evaluation that could not be completed
+│       └── NotComputedError            one metric that lacks a program or data here; the others are computed
 └── Interrupted                 75  stopped by a signal after saving; `peftlab run --resume` goes on
 ```
 """
@@ -110,6 +111,14 @@ class CheckpointError(RunError):
 
 class EvaluationError(RunError):
     """An evaluation could not be completed."""
+
+
+class NotComputedError(EvaluationError):
+    """One metric lacks a program or data on this machine; the message says what to install.
+
+    Whoever scores with several metrics keeps the message in the metric's place and goes on with the others; it never
+    becomes a 0.
+    """
 
 
 class Interrupted(PeftlabError):

@@ -272,12 +272,14 @@ class _Execution:
             self.resolved.source.tokenizer,
             head=self.resolved.source.head,
             max_length=self.config.task.max_length,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=settings.answer_tokens(self.resolved.task),
             batch_size=settings.batch_size,
+            decoding=settings,
             seed=self.config.training.seed,
         )
-        evaluation = self._timed(f"evaluate_{when}", lambda: evaluator.run(model))
         file = f"predictions.{when}.jsonl"
+        log = self.run.path / f"{file}.partial"
+        evaluation = self._timed(f"evaluate_{when}", lambda: evaluator.run(model, log=log))
         evaluator.write_predictions(evaluation, self.run.path / file)
         half = evaluator.describe(evaluation, file)
         whole = {

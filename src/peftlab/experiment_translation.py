@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from peftlab.catalog import TASKS
 from peftlab.config import RunConfig, build_config
+from peftlab.decoding import MAX_NEW_TOKENS
 from peftlab.errors import ConfigError, ScheduleError
 from peftlab.experiment_config import (
     DataConfig,
@@ -140,6 +142,11 @@ def experiment_of(config: RunConfig) -> ExperimentConfig:
     Raises:
         ConfigError: S1 has no words for something in it; says what differs.
     """
+    evaluation = config.evaluation
+    answer = evaluation.answer_tokens(TASKS.load(config.task.name))  # S1 has no word for "the task's own"
+    config = config.model_copy(
+        update={"evaluation": evaluation.model_copy(update={"max_new_tokens": answer})}
+    )
     experiment = _nearest(config)
     back = run_config_of(experiment)
     if back != config:
@@ -213,7 +220,7 @@ def _nearest(config: RunConfig) -> ExperimentConfig:
         evaluation=EvaluationConfig(
             config.evaluation.enabled,
             config.evaluation.num_samples or 0,
-            config.evaluation.max_new_tokens,
+            config.evaluation.max_new_tokens or MAX_NEW_TOKENS,
             config.evaluation.batch_size,
         ),
         dynamic_lora=_phases(config),

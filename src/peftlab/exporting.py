@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftlab.attaching.attachment import ADAPTER_FILE, peft_name
+from peftlab.attaching.attachment import ADAPTER_FILE
 from peftlab.errors import InputError, MethodError
 from peftlab.files import CHECKSUMS, new_folder, write_text
 from peftlab.folders import OnConflict, choose_folder
+from peftlab.model_card import adapter_folders, exported_card
 from peftlab.run import RunFolder
 from peftlab.store import MANIFEST, read_manifest
 
@@ -56,11 +57,11 @@ def export_adapter(
     _check_known_to_peft(manifest, bundle)
     folder = choose_folder(Path(output).expanduser(), own if name is None else name, on_conflict)
     with new_folder(folder) as aside:
-        for adapter in _adapters(manifest):
+        for adapter in adapter_folders(manifest):
             (aside / adapter).mkdir(exist_ok=True)
             for file in (_CONFIG_FILE, ADAPTER_FILE):
                 shutil.copyfile(bundle / adapter / file, aside / adapter / file)
-        write_text(aside / "README.md", _model_card(manifest))
+        write_text(aside / "README.md", exported_card(manifest))
     (folder / CHECKSUMS).unlink()  # a plain folder has none
     return folder
 
@@ -81,7 +82,9 @@ def _check_known_to_peft(manifest: Mapping[str, Any], bundle: Path) -> None:
     """Refuse what peft cannot load, or would load wrongly."""
     method = manifest["method"]
     reason = _NOT_PEFT.get(method)
-    files = [Path(adapter) / file for adapter in _adapters(manifest) for file in (_CONFIG_FILE, ADAPTER_FILE)]
+    files = [
+        Path(adapter) / file for adapter in adapter_folders(manifest) for file in (_CONFIG_FILE, ADAPTER_FILE)
+    ]
     if method == "prefix_tuning" and manifest["head"] == "seq2seq":
         reason = (
             "peft 0.21 deals an encoder-decoder's prefix wrongly over the layers, and would answer otherwise"
@@ -92,37 +95,3 @@ def _check_known_to_peft(manifest: Mapping[str, Any], bundle: Path) -> None:
         raise MethodError(
             f"{bundle} ({method}) is not exported: {reason}; peftlab.load({str(bundle)!r}) loads it with its base"
         )
-
-
-def _adapters(manifest: Mapping[str, Any]) -> list[str]:
-    """The folders of a bundle's adapters: itself, or one for each tower, called as the adapter is inside peft."""
-    beside = manifest.get("beside") or []
-    if not beside:
-        return ["."]
-    return [peft_name(str(scope)) for scope in (manifest["scope"], *(adapter["scope"] for adapter in beside))]
-
-
-def _how_to_load(adapters: Sequence[str]) -> str:
-    """The lines that load it."""
-    if adapters == ["."]:
-        return "model = PeftModel.from_pretrained(base, FOLDER)  # base: the model named above"
-    first, *others = adapters
-    return "\n".join(
-        [
-            f'model = PeftModel.from_pretrained(base, FOLDER + "/{first}", adapter_name="{first}")  # base: named above',
-            *(f'model.load_adapter(FOLDER + "/{name}", adapter_name="{name}")' for name in others),
-            f"model.base_model.set_adapter({list(adapters)!r})",
-        ]
-    )
-
-
-def _model_card(manifest: Mapping[str, Any]) -> str:
-    """The README: front matter for the hub, the two lines that load it, and what it was trained with."""
-    base, template = manifest["base"]["name"], manifest["template"]["text"]
-    prompt = f"\nPrompt template, exactly as trained:\n\n```\n{template}\n```\n" if template else ""
-    labels = f"\nClasses: {', '.join(manifest['labels'])}.\n" if manifest["labels"] else ""
-    return (
-        f"---\nlibrary_name: peft\nbase_model: {base}\ntags: [{manifest['method']}]\n---\n\n"
-        f"# {manifest['method']} adapter for {base}\n\n"
-        f"```python\nfrom peft import PeftModel\n\n{_how_to_load(_adapters(manifest))}\n```\n{labels}{prompt}"
-    )

@@ -1,4 +1,4 @@
-"""Answers from a model: batched greedy decoding, each answer equal to the one it would get alone.
+"""Answers from a model: batched decoding, each answer equal to the one it would get alone.
 
 Decoder-only models are padded on the left, so that every prompt ends where generation begins. Prompts are the rows that
 training saw (law 5). Prompts of similar length are decoded together; the answers come back in the order of the prompts.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftlab.batches import RowBuilder
+from peftlab.decoding import DecodingSettings
+from peftlab.errors import EvaluationError
 from peftlab.method import Head
+from peftlab.token_choice import StopTexts, make_draws, until_stop
 
 if TYPE_CHECKING:
     from peftlab.store import Opened
+
+GREEDY = DecodingSettings()
+"""The decoding where none is asked for."""
 
 
 def generate(
@@ -30,9 +37,15 @@ def generate(
     head: Head,
     max_new_tokens: int,
     batch_size: int,
+    decoding: DecodingSettings = GREEDY,
+    seed: int = 0,
+    ids: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
+    keep: Callable[[Mapping[int, str]], None] | None = None,
 ) -> list[str]:
-    """Greedy answers.
+    """Answers, greedy where nothing else is asked for.
+
+    A batch that does not fit the memory of a GPU is halved, down to one prompt.
 
     Args:
         model: A generating model, on any device.
@@ -40,38 +53,90 @@ def generate(
         prompts: Token rows from `RowBuilder.prompt_ids`.
         head: "causal" or "seq2seq".
         max_new_tokens: Longest answer in tokens.
-        batch_size: Prompts decoded together.
+        batch_size: Most prompts decoded together.
+        decoding: How; its own `max_new_tokens` is not looked at.
+        seed: The run's seed, for draws whose settings name none.
+        ids: What the draws of each prompt are keyed by; the prompts' numbers where None.
         progress: Told how many answers have been added.
+        keep: Told the answers of each batch, by number of the prompt, as soon as they are there.
 
     Returns:
         The answers, stripped, without special tokens.
+
+    Raises:
+        EvaluationError: One prompt alone does not fit the memory.
     """
     answers = [""] * len(prompts)
+    names = [str(number) for number in range(len(prompts))] if ids is None else list(ids)
+    root = seed if decoding.sampling_seed is None else decoding.sampling_seed
+    config = decoding_config(tokenizer, max_new_tokens, decoding)
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    for chosen in _batches(prompts, batch_size, padded=head == "seq2seq" or not _has_virtual_tokens(model)):
-        ids, mask = _pad([prompts[i] for i in chosen], tokenizer.pad_token_id, left=head == "causal")
-        with (
-            torch.inference_mode(),
-            warnings.catch_warnings(),
-            _only(decoding_config(tokenizer, max_new_tokens), model) as config,
-        ):
-            # rows behind virtual tokens have no pads, so that positions are those in order, as peft then counts them
-            warnings.filterwarnings("ignore", message="Position ids are not supported")
-            output = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=config,
-            )
-        new = output[:, ids.shape[1] :] if head == "causal" else output
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for i, text in zip(chosen, texts, strict=True):
-            answers[i] = text.strip()
+    padded = head == "seq2seq" or not _has_virtual_tokens(model)
+    waiting = deque(_batches(prompts, batch_size, padded=padded))
+    while waiting:
+        chosen = waiting.popleft()
+        rows = [prompts[i] for i in chosen]
+        draws = make_draws(decoding, [names[i] for i in chosen], root)
+        try:
+            texts = _answer_batch(model, tokenizer, rows, head, config, draws, decoding.stop)
+        except torch.OutOfMemoryError:
+            texts = None  # the batch is halved below, outside of the exception that holds its tensors
+        if texts is None:
+            _make_room(model, rows)
+            half = len(chosen) // 2
+            waiting.extendleft([chosen[half:], chosen[:half]])
+            continue
+        made = {i: until_stop(text, decoding.stop) for i, text in zip(chosen, texts, strict=True)}
+        for i, text in made.items():
+            answers[i] = text
+        if keep is not None:
+            keep(made)
         if progress is not None:
             progress(len(chosen))
     model.train(was_training)
     return answers
+
+
+def _answer_batch(
+    model: Any,
+    tokenizer: Any,
+    rows: list[list[int]],
+    head: Head,
+    config: Any,
+    draws: list[Any],
+    stop: Sequence[str],
+) -> list[str]:
+    """The answers of one batch, decoded together."""
+    device = next(model.parameters()).device
+    ids, mask = _pad(rows, tokenizer.pad_token_id, left=head == "causal")
+    begins = ids.shape[1] if head == "causal" else 0
+    with torch.inference_mode(), warnings.catch_warnings(), _only(config, model) as config:
+        # rows behind virtual tokens have no pads, so that positions are those in order, as peft then counts them
+        warnings.filterwarnings("ignore", message="Position ids are not supported")
+        output = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=config,
+            **({"logits_processor": draws} if draws else {}),
+            **({"stopping_criteria": [StopTexts(tokenizer, stop, begins)]} if stop else {}),
+        )
+    new = output[:, begins:]
+    texts: list[str] = tokenizer.batch_decode(
+        new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return texts
+
+
+def _make_room(model: Any, rows: list[list[int]]) -> None:
+    """Give a GPU's cached memory back before a smaller batch is tried; refuse where there is none."""
+    if len(rows) == 1:
+        raise EvaluationError(
+            f"one prompt of {len(rows[0])} tokens does not fit the memory of {next(model.parameters()).device};"
+            " set a smaller task.max_length or evaluation.max_new_tokens, or use another device"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _batches(prompts: Sequence[list[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
@@ -88,26 +153,32 @@ def _has_virtual_tokens(model: Any) -> bool:
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
-def decoding_config(tokenizer: Any, max_new_tokens: int) -> Any:
-    """Greedy decoding, whatever the model's own generation config says.
+def decoding_config(tokenizer: Any, max_new_tokens: int, decoding: DecodingSettings = GREEDY) -> Any:
+    """The decoding that was asked for, whatever the model's own generation config says.
+
+    Draws are made by a logits processor of their own (`token_choice.KeyedDraw`), so for transformers sampling is greedy too.
 
     Args:
         tokenizer: The model's tokenizer.
         max_new_tokens: Longest answer in tokens.
+        decoding: How.
 
     Returns:
         transformers' `GenerationConfig`.
     """
     from transformers import GenerationConfig
 
+    told = decoding.describe(seed=0)
+    beams = {"length_penalty": told["length_penalty"]} if decoding.decoding == "beam" else {}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        num_beams=1,
+        num_beams=told.get("num_beams", 1),
         use_cache=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
+        **beams,
     )
 
 
@@ -220,7 +291,7 @@ def respond(opened: Opened, prompts: Sequence[str], *, max_new_tokens: int | Non
         One answer for each prompt.
     """
     settings, length = opened.config.evaluation, opened.config.task.max_length
-    limit = max_new_tokens or settings.max_new_tokens
+    limit = max_new_tokens or settings.answer_tokens(opened.task)
     builder = RowBuilder(opened.tokenizer, prompt=opened.prompt, head=opened.head, max_length=length)
     room = max_prompt_tokens(opened.model, limit) if opened.head == "causal" else length
     rows = [builder.prompt_ids(prompt, room=room) for prompt in prompts]
@@ -235,6 +306,9 @@ def respond(opened: Opened, prompts: Sequence[str], *, max_new_tokens: int | Non
         head=opened.head,
         max_new_tokens=limit,
         batch_size=settings.batch_size,
+        decoding=settings,
+        seed=opened.config.training.seed,
+        ids=prompts,
     )
 
 

@@ -39,12 +39,15 @@ class ModelSource:
     head: Head
 
 
-def find_model(settings: ModelSettings, *, num_labels: int | None = None) -> ModelSource:
+def find_model(
+    settings: ModelSettings, *, num_labels: int | None = None, as_texts: bool = False
+) -> ModelSource:
     """Read a model's config and tokenizer.
 
     Args:
         settings: Which model.
         num_labels: Number of classes for a classification task; None for tasks that generate text.
+        as_texts: Whether the classes can also be written: then only a model that cannot write is made a classifier.
 
     Returns:
         The source; cheap, no weights are read.
@@ -53,6 +56,8 @@ def find_model(settings: ModelSettings, *, num_labels: int | None = None) -> Mod
         ModelError: There is no such model, it has no tokenizer, or it cannot generate text where the task needs that.
     """
     location, config = read_config(settings)
+    if as_texts and writing_head(config) is not None:
+        num_labels = None
     head = choose_head(settings.name, config, num_labels)
     if num_labels is not None:
         config.num_labels = num_labels
@@ -296,29 +301,36 @@ def _remote(settings: ModelSettings) -> dict[str, Any]:
 
 def choose_head(name: str, config: Any, num_labels: int | None) -> Head:
     """What a model of this config is trained as for a task."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_MASKED_LM_MAPPING,
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    kind = type(config)
     if num_labels is not None:
-        if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise ModelError(
                 f"'{name}' ({config.model_type}) has no sequence-classification form in transformers"
             )
         return "classification"
-    if getattr(config, "is_encoder_decoder", False) and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        return "seq2seq"
-    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder:
+    head = writing_head(config)
+    if head is None:
         raise ModelError(
             f"'{name}' ({config.model_type}) is not a causal or sequence-to-sequence language model, so it cannot write"
             " the task's answers; choose a model such as Llama, GPT-2, T5 or BART"
         )
-    return "causal"
+    return head
+
+
+def writing_head(config: Any) -> Head | None:
+    """How a model of this config writes text; None where it cannot."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
+
+    kind = type(config)
+    if getattr(config, "is_encoder_decoder", False) and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return "seq2seq"
+    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return "causal" if kind in MODEL_FOR_CAUSAL_LM_MAPPING and not encoder else None
 
 
 def _auto_class(head: Head) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,6 +32,9 @@ class Score:
         count: How many examples it was computed from.
         interval: 95 % bootstrap interval over examples (low, high), or None where it is not defined.
         signature: What exactly was computed, e.g. sacrebleu's signature.
+        rows: What was summed or averaged, one row per example, so that two systems can be compared
+            (`significance.compare_scores`); not written to files. None where the metric keeps none.
+        value_of: The score from the rows' sum; None where the score is the rows' mean.
     """
 
     metric: str
@@ -41,6 +44,8 @@ class Score:
     count: int
     interval: tuple[float, float] | None = None
     signature: str = ""
+    rows: np.ndarray | None = field(default=None, repr=False, compare=False)
+    value_of: Callable[[np.ndarray], float] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -52,7 +57,8 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """The score as JSON-ready values."""
-        return asdict(self) | {"interval": list(self.interval) if self.interval else None}
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("rows", "value_of")}
+        return kept | {"interval": list(self.interval) if self.interval else None}
 
     def __str__(self) -> str:
         low_high = f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]" if self.interval else ""
@@ -80,6 +86,7 @@ class Metric(Protocol):
 
         Raises:
             EvaluationError: Counts differ, there is nothing to score, or an example lacks what the metric needs.
+            NotComputedError: This machine lacks what the metric needs, e.g. Java; the message has the install line.
         """
         ...
 

@@ -89,7 +89,7 @@ class RankLog:
         """Add one row.
 
         Args:
-            step: The optimizer step, counted from 1; later than the last row's.
+            step: The optimizer step, counted from 1; 0 is the start. Later than the last row's.
             budget: How many ranks all modules together may keep.
             ranks: Effective rank of every module.
 

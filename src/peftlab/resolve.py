@@ -25,6 +25,7 @@ from peftlab.mapping import map_model
 from peftlab.phases import PhaseSwitch
 from peftlab.schedule import Schedule
 from peftlab.task import Example, Splits, choose
+from peftlab.task_data import load_splits
 
 _BYTES_PER_TRAINED_PARAMETER = 12
 """A checkpoint holds each trained parameter and AdamW's two moments in float32."""
@@ -75,8 +76,9 @@ def resolve(config: RunConfig) -> Resolved:
     _check_trackers(config.training.trackers)
     task = _load_task(config.task.name)
     seed = config.training.seed
-    splits: Splits = task.load(config.task.data_dir, seed=seed)
-    source = find_model(config.model, num_labels=len(splits.labels) or None)
+    splits = load_splits(config.task, seed=seed)
+    source = find_model(config.model, num_labels=len(splits.labels) or None, as_texts=splits.as_texts)
+    splits = splits.for_head(source.head)
     builder = RowBuilder(
         source.tokenizer, prompt=task.PROMPT, head=source.head, max_length=config.task.max_length
     )
@@ -147,19 +149,16 @@ def _check_positions(config: RunConfig, source: ModelSource, longest: int) -> No
     if positions is None:
         return
     virtual = max(adapter.settings.get("num_virtual_tokens") or 0 for adapter in config.adapters)
+    answer = config.evaluation.answer_tokens(TASKS.load(config.task.name))
     if longest + virtual > positions:
         before = f" behind {virtual} virtual ones" if virtual else ""
         raise ConfigError(
             f"rows have up to {longest} tokens{before} but '{source.name}' has {positions} positions; set task.max_length"
             f" (--max_length) to {positions - virtual} or less"
         )
-    if (
-        config.evaluation.enabled
-        and source.head == "causal"
-        and config.evaluation.max_new_tokens + virtual >= positions
-    ):
+    if config.evaluation.enabled and source.head == "causal" and answer + virtual >= positions:
         raise ConfigError(
-            f"evaluation.max_new_tokens {config.evaluation.max_new_tokens} leaves no room for a prompt in the"
+            f"evaluation.max_new_tokens {answer} leaves no room for a prompt in the"
             f" {positions} positions of '{source.name}'"
         )
 

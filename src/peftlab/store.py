@@ -21,13 +21,15 @@ from typing import Any
 from peftlab.attaching.towers import attach_adapters
 from peftlab.catalog import TASKS
 from peftlab.config import AdapterSettings, RunConfig, build_config, read_yaml
-from peftlab.errors import CheckpointError, InputError, OutputError, UnknownNameError
+from peftlab.errors import CheckpointError, InputError
 from peftlab.files import CHECKSUMS, new_folder, verify_folder, write_json, write_text
 from peftlab.method import Attachment, Head
+from peftlab.model_card import bundle_card
 from peftlab.restoring import load_whole, parse_manifest
 from peftlab.run import RunFolder
 from peftlab.settings import validate
 from peftlab.task import Splits
+from peftlab.task_data import load_splits
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -121,7 +123,7 @@ def save_bundle(attachment: Attachment, tokenizer: Any, facts: BundleFacts, path
             "checksums": CHECKSUMS,
         }
         write_json(folder / MANIFEST, manifest)
-        write_text(folder / "README.md", _model_card(manifest))
+        write_text(folder / "README.md", bundle_card(manifest, MANIFEST))
     return path
 
 
@@ -131,42 +133,6 @@ def _set_base_name(folder: Path, name: str) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = name
         write_json(path, config)
-
-
-_BY_PEFTLAB = "import peftlab\n\nmodel, tokenizer = peftlab.load(FOLDER)"
-_HOW_TO_LOAD = {
-    "peft": (
-        "peft",
-        "from peft import PeftModel\n\n"
-        "model = PeftModel.from_pretrained(base, FOLDER)  # base: the model named above",
-    ),
-    "bitfit": ("peftlab", _BY_PEFTLAB),
-    "new_layer": ("peftlab", _BY_PEFTLAB),
-    "hybrid": ("peftlab", _BY_PEFTLAB),
-    "full": ("peftlab", _BY_PEFTLAB),
-}
-"""Method to the library that loads its bundle, and how; peft's for all others."""
-
-
-def _model_card(manifest: Mapping[str, Any]) -> str:
-    """The bundle's README: front matter for the hub, then the facts."""
-    scores = "".join(f"| {name} | {value:.2f} |\n" for name, value in manifest["scores"].items())
-    table = f"\n| metric | after training |\n|---|---|\n{scores}" if scores else ""
-    counts, origin = manifest["counts"], manifest["origin"]
-    made = f"Imported from {origin}" if origin else f"Trained by peftlab on the task `{manifest['task']}`"
-    template = manifest["template"]["text"]
-    prompt = f"Prompt template, exactly as trained:\n\n```\n{template}\n```\n\n" if template else ""
-    library, lines = _HOW_TO_LOAD.get(manifest["method"], _HOW_TO_LOAD["peft"])
-    if manifest["method"] == "prefix_tuning" and manifest["head"] == "seq2seq":
-        library, lines = _HOW_TO_LOAD["bitfit"]  # peft 0.21 would not give each layer its own prefix
-    return (
-        f"---\nlibrary_name: {library}\nbase_model: {manifest['base']['name']}\n"
-        f"tags: [peftlab, {manifest['method']}]\n---\n\n"
-        f"# {manifest['method']} adapter for {manifest['base']['name']}\n\n"
-        f"{made}: {counts['parameters']:,} parameters in {counts['tensors']} tensors.\n{table}\n"
-        f"```python\n{lines}\n```\n\n{prompt}"
-        f"`{MANIFEST}` holds the hashes of base, tokenizer and template.\n"
-    )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -335,59 +301,36 @@ def open_run(reference: str, *, directory: Path) -> Opened:
         raise InputError(
             f"the run {run.path} has no final model yet; go on with it: peftlab run --resume {run.path}"
         )
-    return _open(build_config(read_yaml(run.path / "config.yaml")), run.path / "final_model")
+    return open_config(build_config(read_yaml(run.path / "config.yaml")), run.path / "final_model")
 
 
-def open_run_or_model(reference: str, *, task: str | None, data_dir: Path | None, directory: Path) -> Opened:
-    """A finished run or a bare base model with a task's data.
+def open_config(config: RunConfig, bundle: Path | None, *, with_data: bool = False) -> Opened:
+    """Load task, base and, where there is one, the bundle's adapter.
 
     Args:
-        reference: A run's path or name, "last", or a model's folder or hub name.
-        task: The task; a run's own where None.
-        data_dir: The task's data; a run's own where None.
-        directory: Where run folders lie.
+        config: Model, task and settings.
+        bundle: The bundle's folder; None for the bare base.
+        with_data: Whether the task's data are read too.
 
     Returns:
         What was opened.
 
     Raises:
-        InputError: There is no such run, model, task or data.
+        InputError: There is no such model or data.
+        CheckpointError: A file is damaged or does not fit.
     """
-    changes: dict[str, Any] = {}
-    if task is not None:
-        changes["name"] = TASKS.check(task)
-    if data_dir is not None or task is not None:
-        changes["data_dir"] = None if data_dir is None else str(data_dir)
-    try:
-        run = RunFolder.find(reference, directory)
-    except (UnknownNameError, OutputError) as error:
-        if task is None:
-            raise InputError(f"{error}; to score a model, say on which task: --task NAME") from None
-        values = {"model": {"name": reference}, "task": changes}
-        return _open(build_config(values), None, with_data=True)
-    config = build_config(read_yaml(run.path / "config.yaml"))
-    config = config.model_copy(update={"task": config.task.model_copy(update=_typed(changes))})
-    return _open(config, run.path / "final_model", with_data=True)
-
-
-def _typed(changes: dict[str, Any]) -> dict[str, Any]:
-    """Task settings as the config holds them."""
-    if changes.get("data_dir") is not None:
-        return changes | {"data_dir": Path(changes["data_dir"])}
-    return changes
-
-
-def _open(config: RunConfig, bundle: Path | None, *, with_data: bool = False) -> Opened:
-    """Load task, base and, where there is one, the bundle's adapter."""
     from peftlab.loading import find_model, load_model
 
     task = TASKS.load(config.task.name)
     splits = Splits((), (), ())
     if with_data:
-        splits = task.load(config.task.data_dir, seed=config.training.seed)
+        splits = load_splits(config.task, seed=config.training.seed)
     manifest = None if bundle is None else read_manifest(bundle)
     labels = splits.labels if manifest is None else tuple(manifest["labels"])
-    source = find_model(config.model, num_labels=len(labels) or None)
+    as_texts = manifest is None and splits.as_texts
+    source = find_model(config.model, num_labels=len(labels) or None, as_texts=as_texts)
+    splits = splits.for_head(source.head)
+    labels = splits.labels if manifest is None else labels
     if manifest is not None and bundle is not None:
         check_belongs(manifest, source, bundle)
         if manifest["template"]["sha256"] != hash_text(task.PROMPT):

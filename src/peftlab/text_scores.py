@@ -5,7 +5,7 @@ Leaves of `metrics/` never import each other; this is the floor below them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from sacrebleu.metrics import BLEU
@@ -57,15 +57,60 @@ def mean_score(
     """
     array = np.asarray(values, dtype=np.float64)
     interval = bootstrap_interval(len(array), lambda chosen: float(array[chosen].mean()), seed=seed)
-    return Score(name, float(array.mean()), unit, higher_is_better, len(array), interval, signature)
+    return Score(name, float(array.mean()), unit, higher_is_better, len(array), interval, signature, array)
+
+
+def corpus_score(
+    name: str,
+    statistics: np.ndarray,
+    value_of: Callable[[np.ndarray], float],
+    *,
+    unit: str,
+    higher_is_better: bool,
+    signature: str,
+    seed: int,
+) -> Score:
+    """A score that is a function of sums over examples, with its bootstrap interval.
+
+    Args:
+        name: The metric's name.
+        statistics: What is summed, shape (batch, width).
+        value_of: The score in `unit`, given sums of shape (width,).
+        unit: "0-100", "rate" or what the metric is measured in.
+        higher_is_better: The direction.
+        signature: What exactly was computed.
+        seed: Seeds the bootstrap.
+
+    Returns:
+        The score; the interval resamples examples.
+
+    Example:
+        >>> made = np.array([[1, 2], [3, 4]])
+        >>> kept = {"unit": "rate", "higher_is_better": True, "signature": "", "seed": 1}
+        >>> round(corpus_score("m", made, lambda sums: float(sums[0] / sums[1]), **kept).value, 4)
+        0.6667
+    """
+    interval = bootstrap_interval(
+        len(statistics), lambda chosen: value_of(statistics[chosen].sum(axis=0)), seed=seed
+    )
+    value = value_of(statistics.sum(axis=0))
+    return Score(
+        name, value, unit, higher_is_better, len(statistics), interval, signature, statistics, value_of
+    )
 
 
 def bleu_score(
-    name: str, predictions: Sequence[str], examples: Sequence[Example], *, lowercase: bool, seed: int
+    name: str,
+    predictions: Sequence[str],
+    examples: Sequence[Example],
+    *,
+    lowercase: bool,
+    seed: int,
+    max_order: int = 4,
 ) -> Score:
     r"""Corpus BLEU by sacrebleu, with its bootstrap interval.
 
-    $BLEU = BP \cdot \exp(\sum_{n=1}^{4} \frac{1}{4} \log p_n)$, with the closest reference length in BP and counts
+    $BLEU = BP \cdot \exp(\sum_{n=1}^{N} \frac{1}{N} \log p_n)$, with the closest reference length in BP and counts
     clipped by the largest count in any reference.
 
     Corpus BLEU is a function of sums over sentences, so the texts are read once and the interval resamples the
@@ -78,6 +123,7 @@ def bleu_score(
         examples: The examples they answer, with any number of references each.
         lowercase: Whether case is ignored.
         seed: Seeds the bootstrap.
+        max_order: N, the longest n-gram; BLEU-N, cumulative. 1 to 4.
 
     Returns:
         The score on 0-100, equal to `sacrebleu.corpus_bleu`, with sacrebleu's signature.
@@ -94,14 +140,18 @@ def bleu_score(
     """
     require_references(name, predictions, examples)
     statistics = sentence_statistics(predictions, examples, lowercase=lowercase)
-    interval = bootstrap_interval(
-        len(examples), lambda chosen: bleu_from_statistics(statistics[chosen].sum(axis=0)), seed=seed
-    )
     scorer = BLEU(lowercase=lowercase, force=True)
     counts = {len(example.references) for example in examples}
     scorer.num_refs = counts.pop() if len(counts) == 1 else -1  # -1 is sacrebleu's "var"
-    value = bleu_from_statistics(statistics.sum(axis=0))
-    return Score(name, value, "0-100", True, len(examples), interval, str(scorer.get_signature()))
+    return corpus_score(
+        name,
+        statistics,
+        lambda sums: bleu_from_statistics(sums, max_order=max_order),
+        unit="0-100",
+        higher_is_better=True,
+        signature=str(scorer.get_signature()) + (f"|order:{max_order}" if max_order != 4 else ""),
+        seed=seed,
+    )
 
 
 def sentence_statistics(
@@ -131,11 +181,12 @@ def sentence_statistics(
     return np.asarray(rows, dtype=np.int64)
 
 
-def bleu_from_statistics(statistics: np.ndarray) -> float:
+def bleu_from_statistics(statistics: np.ndarray, *, max_order: int = 4) -> float:
     """BLEU of summed sentence statistics.
 
     Args:
         statistics: Length, closest reference length, four matched and four total n-gram counts, shape (10,).
+        max_order: The longest n-gram that counts.
 
     Returns:
         The score on 0-100, smoothed as sacrebleu does by default ("exp").
@@ -145,4 +196,12 @@ def bleu_from_statistics(statistics: np.ndarray) -> float:
         100.0
     """
     sys_len, ref_len, *counts = statistics.tolist()
-    return float(BLEU.compute_bleu(counts[:4], counts[4:], sys_len, ref_len, smooth_method="exp").score)
+    made = BLEU.compute_bleu(
+        counts[:max_order],
+        counts[4 : 4 + max_order],
+        sys_len,
+        ref_len,
+        smooth_method="exp",
+        max_ngram_order=max_order,
+    )
+    return float(made.score)

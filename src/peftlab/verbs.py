@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftlab.commands import experimenting
+from peftlab.commands import evaluating, experimenting
 from peftlab.commands.flags import read_flags
 from peftlab.commands.inspecting import INSPECT, INSPECT_USAGE, add_inspect, read_inspect
 from peftlab.commands.parsing import (
@@ -181,39 +181,23 @@ def _add_place(parser: Parser) -> None:
 
 def _add_evaluate(parser: Parser) -> None:
     """The arguments of `evaluate`."""
-    parser.add_argument(
-        "reference", metavar="RUN|MODEL", help="a run (path, name or last), or a model (folder or hub name)"
-    )
-    parser.add_argument(
-        "--task", "--dataset", metavar="TASK", help="task to score on (default: the run's own)"
-    )
-    parser.add_argument("--data_dir", metavar="DIR", type=Path, help="folder with the data set's own files")
-    parser.add_argument("--num_samples", metavar="N", help="test examples to score (default: all)")
-    parser.add_argument("--batch_size", metavar="N", help="prompts generated together")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for scores and answers")
+    evaluating.add_evaluate(parser)
     _add_place(parser)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     """Carry out `peftlab evaluate`."""
-    from peftlab.catalog import TASKS
-    from peftlab.commands.preconditions import check_data_folder
-
-    num_samples, batch_size = count(args.num_samples, "num_samples"), count(args.batch_size, "batch_size")
-    task = TASKS.check(args.task) if args.task else None
-    check_data_folder(args.data_dir)
+    request = evaluating.read_evaluate(args, _directory(args.output_dir))
     from peftlab.commands.printing import scores
-    from peftlab.evaluation import evaluate_saved
 
-    result = evaluate_saved(
-        args.reference,
-        task=task,
-        data_dir=args.data_dir,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        output=args.output,
-        directory=_directory(args.output_dir),
-    )
+    if request.predictions is not None:
+        from peftlab.scoring import evaluate_file
+
+        result = evaluate_file(request.predictions, reference=request.reference, **request.arguments)
+    else:
+        from peftlab.evaluation import evaluate_saved
+
+        result = evaluate_saved(str(request.reference), batch_size=request.batch_size, **request.arguments)
     print(scores(result))
     return 0
 
@@ -368,13 +352,7 @@ VERBS: dict[str, Verb] = {
         _plan,
         RunParser,
     ),
-    "evaluate": Verb(
-        "Score a run's adapter or any model on a task's test split.",
-        "examples:\n  peftlab evaluate last\n"
-        "  peftlab evaluate MODEL --task e2e_nlg --data_dir DIR --num_samples 100",
-        _add_evaluate,
-        _evaluate,
-    ),
+    "evaluate": Verb(evaluating.EVALUATE, evaluating.EVALUATE_USAGE, _add_evaluate, _evaluate),
     "generate": Verb(
         "Answer prompts with a run's adapter on and off, side by side.",
         'examples:\n  peftlab generate last --prompt "name[Aromi], food[Italian]"\n'

@@ -92,8 +92,8 @@ def freeze_pretrained(
 
     Args:
         towers: The pretrained parts by name: `vision_encoder`, `encoder`, `decoder`; any may be missing.
-        unfreeze_encoder_layers: How many of the text encoder's last layers train, beside LoRA too; None is 3, and 0
-            where the text encoder has adapters.
+        unfreeze_encoder_layers: How many of the text encoder's last layers train, beside LoRA too; None is 3, or all where
+            it has fewer, and 0 where the text encoder has adapters.
         unfreeze_decoder: Whether the decoder trains.
         show: Receives a line for each part.
 
@@ -108,9 +108,10 @@ def freeze_pretrained(
         raise MethodError(
             f"parts are called vision_encoder, encoder and decoder, not {', '.join(sorted(unknown))}"
         )
+    if unfreeze_encoder_layers is not None and unfreeze_encoder_layers < 0:
+        raise MethodError(f"unfreeze_encoder_layers must be 0 or more, not {unfreeze_encoder_layers}")
     found = {name: _adapter_tensors(tower) for name, tower in towers.items()}
-    layers = _wanted_layers(unfreeze_encoder_layers, found.get("encoder", {}))
-    last = _last_blocks(towers["encoder"], layers) if "encoder" in towers else []
+    last = _last_blocks(towers["encoder"], unfreeze_encoder_layers) if "encoder" in towers else []
     for tower in towers.values():
         tower.requires_grad_(False)
     trained = [*last, *([towers["decoder"]] if unfreeze_decoder and "decoder" in towers else [])]
@@ -124,7 +125,7 @@ def freeze_pretrained(
         if frozen:
             raise MethodError(f"{len(frozen)} tensors of the {name}'s adapters do not train: {frozen[0]}")
         counts[name] = sum(p.numel() for p in tower.parameters() if p.requires_grad)
-        show(f"[Freeze] {_say(name, tower, found[name], layers)}")
+        show(f"[Freeze] {_say(name, tower, found[name], len(last))}")
     return counts
 
 
@@ -182,7 +183,8 @@ class VisionTextLoRA:
         """Freeze what was pretrained; adapters stay trainable, and that is asserted.
 
         Args:
-            unfreeze_encoder_layers: How many of the text encoder's last layers train; None is 3, and 0 beside LoRA.
+            unfreeze_encoder_layers: How many of the text encoder's last layers train; None is 3, or all where it has fewer,
+                and 0 beside LoRA.
             unfreeze_decoder: Whether the decoder trains.
 
         Returns:
@@ -240,22 +242,14 @@ def _adapter_tensors(tower: nn.Module) -> dict[str, nn.Parameter]:
     return adapter_parameters(tower)
 
 
-def _wanted_layers(asked: int | None, adapters: Mapping[str, nn.Parameter]) -> int:
-    """How many layers of the text encoder train."""
-    if asked is None:
-        return 0 if adapters else _UNFROZEN_LAYERS
-    if asked < 0:
-        raise MethodError(f"unfreeze_encoder_layers must be 0 or more, not {asked}")
-    return asked
-
-
-def _last_blocks(tower: nn.Module, number: int) -> list[nn.Module]:
-    """The last transformer blocks of an encoder."""
-    if not number:
+def _last_blocks(tower: nn.Module, asked: int | None) -> list[nn.Module]:
+    """The last transformer blocks of an encoder, as many as are asked for, or as the document's default has it."""
+    if asked == 0 or (asked is None and _adapter_tensors(tower)):
         return []
     blocks = map_model(tower).blocks()
-    if number > len(blocks):
-        raise MethodError(f"unfreeze_encoder_layers is {number}, this encoder has {len(blocks)} layers")
+    if asked is not None and asked > len(blocks):
+        raise MethodError(f"unfreeze_encoder_layers is {asked}, this encoder has {len(blocks)} layers")
+    number = _UNFROZEN_LAYERS if asked is None else asked
     return [tower.get_submodule(site.path) for site in blocks[-number:]]
 
 

@@ -1,7 +1,7 @@
 """Which methods work on which models, held to the table that this version ships: a sample is tried anew, or all of it.
 
-`PEFTLAB_LONG=1` tries every cell and every property (two minutes). The floor, `methods_floor.json`, says on how many models
-each method works at least and keeps each of its promises; `python tests/conformance/test_capabilities.py` raises it.
+`PEFTLAB_LONG=1` tries every cell and every property (three minutes). The floor, `methods_floor.json`, says on how many
+models each method works at least and keeps each of its promises; `python tests/conformance/test_capabilities.py` raises it.
 """
 
 from __future__ import annotations
@@ -204,6 +204,39 @@ def test_companion_a_merge_that_drops_the_adapter_is_noticed(monkeypatch):
 def test_companion_another_count_is_noticed(monkeypatch):
     monkeypatch.setattr(counts, "_rank", lambda *_: 7)
     assert "the formula gives" in fails("lora", LLAMA, "count")
+
+
+def test_companion_an_answer_from_a_pad_is_noticed(monkeypatch):
+    monkeypatch.setattr("peftlab.attaching.prompting.looks_for_pads", lambda model: False)
+    assert "padded and alone" in fails("prompt_tuning", BY_NAME["llama", "classification"], "padding")
+
+
+def test_companion_pads_that_are_read_are_noticed(monkeypatch):
+    forward = ModelLoss.total
+    monkeypatch.setattr(
+        ModelLoss, "total", lambda self, model, batch: forward(self, model, {**batch, "attention_mask": None})
+    )
+    assert "gradients" in fails("lora", BY_NAME["bert", "classification"], "padding")
+
+
+def test_companion_steps_that_round_to_nothing_are_noticed(monkeypatch):
+    step = torch.optim.AdamW.step
+
+    @torch.no_grad()
+    def rounded(self, *given):
+        step(self, *given)
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            parameter.copy_(parameter.bfloat16())
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", rounded)
+    assert "with a gradient moved in 20 steps" in fails("lora", LLAMA, "bf16")
+
+
+def test_every_second_row_is_padded():
+    for base in BASES:
+        batch = base.batch(base.build())
+        if "attention_mask" in batch:
+            assert (batch["attention_mask"] == 0).sum(1).tolist() == [0, 3], base
 
 
 def test_companion_a_loss_that_is_not_finite_is_noticed(monkeypatch):

@@ -31,8 +31,8 @@ def start(folder: Path, name: str) -> RunFolder:
 def test_ranks_are_recorded_also_across_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = start(tmp_path, "whole")
     log = load_rank_log(whole.path)
-    assert log.steps == [2, 4, 6, 8, 12], "each allocation, and the last step"
-    assert log.totals() == log.budgets == [45, 33, 28, 28, 28]
+    assert log.steps == [0, 2, 4, 6, 8, 12], "the start, each allocation, and the last step"
+    assert log.totals() == log.budgets == [56, 45, 33, 28, 28, 28]
     assert {place.role for place in log.places.values()} >= {"attention.query", "mlp.down"}
     saved = load_file(whole.path / "final_model" / "adapter_model.safetensors")
     sizes = [tensor.shape[0] for name, tensor in saved.items() if "lora_E" in name]

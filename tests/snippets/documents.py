@@ -7,10 +7,13 @@ where that lies beside the repository.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 PACKAGE = "the document's modules are one package here; every public name imports from it"
 NAME = "the document's program is one verb of the command line here"
 SHELL = "unquoted, the shell takes > for a redirection and the program never sees the strategy"
+DATA_FOLDER = "data sets are read from their own files, and an adapter's folder does not know where they lie"
+OWN_PROMPT = "an adapter is scored with the prompt that it was trained with, so each task has its own"
 HUB = "the document's model is a tiny one under the same hub name, its data a few rows in the same files"
 
 
@@ -126,7 +129,95 @@ assert not log.clipped
 """,
 )
 
-SNIPPETS = {"configuration": CONFIGURATION, "phases": PHASES, "gradients": GRADIENTS}
+TRAINED = f"""
+import shutil, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import task_samples, whole_runs
+from peftlab.config import build_config
+from peftlab.execute import execute
+writers = {{"wikisql": task_samples.write_wikisql, "e2e_nlg": whole_runs.write_e2e}}
+for task, write in writers.items():
+    write(Path("data") / task)
+    done = execute(build_config({{
+        "model": {{"name": "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "device": "cpu"}},
+        "task": {{"name": task, "data_dir": f"data/{{task}}", "max_length": 300}},
+        "training": {{"max_steps": 2, "batch_size": 2, "warmup_steps": 0}},
+        "evaluation": {{"enabled": False}},
+    }}), show=lambda line: None)
+    for name in ("experiment", "exp") if task == "wikisql" else ("exp_e2e",):
+        shutil.copytree(done.path / "final_model", f"results/{{name}}/final_model")
+"""
+
+SCORING = Snippet(
+    text="""from src.evaluation import evaluate_wikisql
+
+result = evaluate_wikisql(
+    model_path="results/experiment/final_model",
+    base_model_id="TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+    num_samples=100,
+    batch_size=8
+)
+# result = {"exact_match": 0.02, "num_samples": 100}""",
+    differences=(
+        ("src.evaluation", "peftlab", PACKAGE),
+        ("batch_size=8", 'batch_size=8, data_dir="data/wikisql", max_new_tokens=4', DATA_FOLDER),
+    ),
+    before=TRAINED,
+    after="""
+assert result["num_samples"] == 6 and 0 <= result["exact_match"] <= 1
+assert {"logical_form", "execution_accuracy"} <= set(result.metrics)
+""",
+)
+
+EVALUATION = Snippet(
+    text="""from src.evaluation import evaluate_wikisql, evaluate_e2e
+
+# WikiSQL
+wikisql_result = evaluate_wikisql(
+    model_path="results/exp/final_model",
+    base_model_id="TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+    num_samples=100
+)
+
+# E2E NLG
+e2e_result = evaluate_e2e(
+    model_path="results/exp/final_model",
+    base_model_id="TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+    num_samples=100
+)""",
+    differences=(
+        ("src.evaluation", "peftlab", PACKAGE),
+        (
+            "num_samples=100\n)\n\n# E2E",
+            'num_samples=100, data_dir="data/wikisql", max_new_tokens=4\n)\n\n# E2E',
+            DATA_FOLDER,
+        ),
+        (
+            'evaluate_e2e(\n    model_path="results/exp/',
+            'evaluate_e2e(\n    model_path="results/exp_e2e/',
+            OWN_PROMPT,
+        ),
+        (
+            "num_samples=100\n)",
+            'num_samples=100, data_dir="data/e2e_nlg", max_new_tokens=4\n)',
+            DATA_FOLDER,
+        ),
+    ),
+    before=TRAINED,
+    after="""
+assert type(wikisql_result) is type(e2e_result)
+assert e2e_result.save("e2e.json") and type(e2e_result).load("e2e.json") == e2e_result
+""",
+)
+
+SNIPPETS = {
+    "configuration": CONFIGURATION,
+    "phases": PHASES,
+    "gradients": GRADIENTS,
+    "scoring": SCORING,
+    "evaluation": EVALUATION,
+}
 
 COMMANDS = {
     "standard": Snippet(
@@ -147,7 +238,6 @@ COMMANDS = {
     --max_steps 1500""",
         differences=(
             ("python run_experiment.py", "peftlab run", NAME),
-            ("samsum", "e2e_nlg", "the samsum task comes with a later release"),
             ("both->mlp->attn", "'both->mlp->attn'", SHELL),
             ("--phase1_end 300", "--phase1_end 3", HUB),
             ("--phase2_end 600", "--phase2_end 6", HUB),

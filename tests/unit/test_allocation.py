@@ -13,11 +13,13 @@ import tiny_models
 from peftlab.catalog import METHODS
 from peftlab.errors import CheckpointError, ConfigError, ScheduleError
 from peftlab.mapping import map_model
+from peftlab.methods import adalora
 from peftlab.settings import validate
 from peftlab.trainer import LabTrainer
 from tiny_runs import ONE_PHASE, make_rows, prepare, run, same
 
 SETTINGS = {"initial_rank": 6, "target_rank": 2, "alpha": 6, "dropout": 0.1, "interval_steps": 2}
+FIXED = {"initial_rank": 6, "alpha": 6, "dropout": 0.1, "adaptive_rank": False}
 STEPS = 24
 ADALORA = {
     "method": "adalora", "settings": SETTINGS, "phases": ONE_PHASE, "max_steps": STEPS, "validation_steps": STEPS,
@@ -73,20 +75,20 @@ def test_the_three_rankings_train_different_adapters(tmp_path):
 def test_without_adaptive_rank_it_is_a_fixed_rank(ranking, tmp_path):
     """Bit-equal to a budget that never falls, whatever would be ranked."""
     ranked = SETTINGS | {"rank_allocation": ranking}
-    done = run(tmp_path / "not", **ADALORA | {"settings": ranked | {"adaptive_rank": False}})
+    done = run(tmp_path / "not", **ADALORA | {"settings": FIXED})
     assert set(ranks(done)) == {6}
     level = run(tmp_path / "level", **ADALORA | {"settings": ranked | {"target_rank": 6}})
     own, other = done.attachment.parameters(), level.attachment.parameters()
     assert all(torch.equal(own[name], other[name]) for name in own)
     for one in (done, level):
         log = one.attachment.probes()["ranks"].log
-        assert (log.steps, set(log.budgets), set(log.totals())) == ([2, STEPS], {6 * 14}, {6 * 14})
+        assert (log.steps, set(log.budgets), set(log.totals())) == ([0, STEPS], {6 * 14}, {6 * 14})
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_it_is_what_peft_does_by_hand(adaptive, tmp_path):
     """The same rows, stepped by hand with peft's own allocator (or without it), end in the same weights."""
-    settings = SETTINGS | {"dropout": 0.0, "adaptive_rank": adaptive}
+    settings = (SETTINGS if adaptive else FIXED) | {"dropout": 0.0}
     whole = ADALORA | {"settings": settings, "clip_norm": 0, "accumulation_steps": 1}
     done = prepare(tmp_path, **whole)
     start = {n: t.clone() for n, t in done.tensors.items()}
@@ -137,14 +139,15 @@ def test_what_the_ranks_have_been_is_recorded(tmp_path):
     done.attachment.after_step = watch
     done.trainer.train()
     log = done.attachment.probes()["ranks"].log
-    assert log.steps == [2, 5, 10, 15, 17, 24]
-    for row, step in enumerate(log.steps):
+    assert log.steps == [0, 5, 10, 15, 17, 24]
+    assert {values[0] for values in log.ranks.values()} == {6}, "what training begins with"
+    for row, step in list(enumerate(log.steps))[1:]:
         assert {path: values[row] for path, values in log.ranks.items()} == seen[step]
     assert log.totals() == log.budgets == [84, 56, 33, 28, 28, 28]
     assert sum(seen[11].values()) > sum(seen[10].values())
     assert log.places["model.layers.1.mlp.down_proj"].layer == 1
     LabTrainer(done.trainer.parts, done.trainer.args)
-    assert done.attachment.probes()["ranks"].log.steps == [], (
+    assert done.attachment.probes()["ranks"].log.steps == [0], (
         "a training of its own begins a record of its own"
     )
 
@@ -214,3 +217,18 @@ def test_what_does_not_fit_is_refused(tmp_path):
     key = next(n for n in tensors if n.startswith("allocator.kept."))
     with pytest.raises(CheckpointError, match=r"unexpected allocator\.kept"):
         done.attachment.load(tensors | {key: torch.ones(9, dtype=torch.bool)})
+
+
+def test_settings_of_how_ranks_are_taken_need_ranks_that_are_taken():
+    for given in (
+        {"target_rank": 4},
+        {"warmup_share": 0.5},
+        {"interval_steps": 3},
+        {"rank_allocation": "magnitude"},
+    ):
+        with pytest.raises(ConfigError, match=rf"{next(iter(given))}: no effect with adaptive_rank=false"):
+            validate(adalora.Settings, {"adaptive_rank": False} | given, where="method")
+    fixed = validate(adalora.Settings, {"adaptive_rank": False, "initial_rank": 4}, where="method")
+    assert validate(adalora.Settings, fixed.model_dump(), where="method") == fixed, (
+        "as a run's own config has it"
+    )

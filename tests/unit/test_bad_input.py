@@ -96,10 +96,6 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["run", "--preset", "e2e_atention"],
         ["unknown preset", "did you mean 'e2e_attention'"],
     ),
-    "preset of a later issue": (
-        ["run", "--preset", "samsum_mlp"],
-        ["unknown preset 'samsum_mlp'", "e2e_mlp"],
-    ),
     "preset as file": (["run", "e2e_mlp"], ["no config file e2e_mlp", "--preset e2e_mlp"]),
     "no config file": (["run", "no.yaml"], ["there is no config file no.yaml"]),
     "folder as config file": (["run", "model"], ["the config file model is a folder"]),

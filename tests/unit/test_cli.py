@@ -201,8 +201,10 @@ def test_evaluate_hands_its_arguments_on(
         "reference": "last",
         "task": "embedded",
         "data_dir": tmp_path,
+        "split": "test",
         "num_samples": 3,
         "batch_size": 2,
+        "changes": {},
         "output": Path("here"),
         "directory": Path("runs"),
     }

@@ -208,7 +208,7 @@ def test_errors_say_what_is_wrong_and_leave_the_model_alone():
     albert = T.AlbertForMaskedLM(T.AlbertConfig(**small, embedding_size=8))
     with pytest.raises(MethodError, match="its blocks run more than once"):
         attach(albert, "bert")
-    with pytest.raises(MethodError, match="layers of peft already"):
+    with pytest.raises(MethodError, match="has an adapter already"):
         attach(attach(build("llama"), "llama", "lora").model, "llama")
     offloaded = build("llama")
     config = offloaded.config

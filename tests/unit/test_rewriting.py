@@ -342,7 +342,7 @@ def test_loading_is_strict(method: str, tmp_path: Path) -> None:
     other = attach(method, **part)
     move(other)
     before = other.tensors()
-    with pytest.raises(CheckpointError, match="do not fit: missing"):
+    with pytest.raises(CheckpointError, match="does not fit: missing"):
         other.load_saved(tmp_path)
     weights = tmp_path / ("model.safetensors" if method == "full" else "rewritten.safetensors")
     weights.write_bytes(weights.read_bytes()[:200])
@@ -362,7 +362,7 @@ def test_loading_is_strict(method: str, tmp_path: Path) -> None:
 
 
 def test_companion_originals_that_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewriting, "_kept", lambda parameter: parameter.detach())
+    monkeypatch.setattr(rewriting, "kept", lambda parameter: parameter.detach())
     base = tiny_models.build("llama")
     before = marks(base)
     attached = attach("full", model=base)

@@ -4,7 +4,9 @@ import pytest
 import torch
 import transformers as T
 
-from peftlab.mapping.twin import build_twin, randomise, twin_config, twin_inputs
+from peftlab.mapping import map_model
+from peftlab.mapping.spot_check import spot_check
+from peftlab.mapping.twin import build_twin, classifies_by_decoder, randomise, twin_config, twin_inputs
 
 LARGE = {
     "llama": T.LlamaConfig(
@@ -65,3 +67,41 @@ def test_the_same_seed_gives_the_same_twin_and_leaves_the_callers_stream_alone()
     one, two = (build_twin(T.GPT2Model, config, seed=3).state_dict() for _ in range(2))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+CLASSIFIERS = {
+    "t5": (T.T5ForSequenceClassification, T.T5ForConditionalGeneration, T.T5Config(decoder_start_token_id=0)),
+    "bart": (T.BartForSequenceClassification, T.BartForConditionalGeneration, T.BartConfig()),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_an_encoder_decoder_that_classifies_is_mapped_as_the_one_that_generates(name):
+    classifier, generator, config = CLASSIFIERS[name]
+    small = twin_config(config, num_layers=2)
+    whole, other = classifier(small).eval(), generator(small)
+    assert classifies_by_decoder(whole)
+    assert not classifies_by_decoder(other)
+    roles = [
+        {site.path.removeprefix("transformer."): site.role for site in map_model(m).sites}
+        for m in (whole, other)
+    ]
+    trunk = {path: role for path, role in roles[1].items() if "lm_head" not in path}
+    assert roles[0].items() >= trunk.items()
+    assert "cross_attention.query" in trunk.values()
+    assert len(spot_check(whole, map_model(whole))) == 2
+    long = torch.randint(10, 90, (1, 80))
+    assert len(spot_check(whole, map_model(whole), {"input_ids": long})) == 2, "cut before its end"
+
+
+def test_a_classifying_twin_tells_its_two_sequences_apart_and_is_plain_where_asked():
+    classifier, _, config = CLASSIFIERS["t5"]
+    lengths = []
+    for told_apart in (True, False):
+        twin = build_twin(classifier, twin_config(config), told_apart=told_apart)
+        inputs = twin_inputs(twin)
+        assert (inputs["input_ids"] == twin.config.eos_token_id).sum(1).tolist() == [1, 1]
+        assert "decoder_input_ids" not in inputs
+        with torch.no_grad():
+            lengths.append(twin(**inputs).encoder_last_hidden_state.shape[1])
+    assert lengths == [15, 12]

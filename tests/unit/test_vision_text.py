@@ -173,6 +173,18 @@ def test_bad_input_changes_nothing() -> None:
     assert states == {name: p.requires_grad for name, p in model.named_parameters()}
 
 
+def test_an_encoder_of_fewer_layers_than_the_default_trains_them_all() -> None:
+    sizes = {f"{side}_{part}": n for side in ("encoder", "decoder") for part, n in _PARTS.items()}
+    encoder = MBartModel(MBartConfig(d_model=16, vocab_size=32, **sizes | {"encoder_layers": 2})).encoder
+    lines: list[str] = []
+    counts = freeze_pretrained({"encoder": encoder}, show=lines.append)
+    assert counts == {"encoder": sum(p.numel() for p in encoder.layers.parameters())}
+    assert not encoder.embed_tokens.weight.requires_grad
+    assert "last 2 layers TRAINABLE" in lines[0]
+    with pytest.raises(MethodError, match=r"unfreeze_encoder_layers is 3, this encoder has 2 layers"):
+        freeze_pretrained({"encoder": encoder}, unfreeze_encoder_layers=3)
+
+
 def test_nothing_assigns_a_forward() -> None:
     """No forward is patched, neither by assignment nor by setattr."""
     found = []

@@ -14,17 +14,18 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import peft
 import torch
 from peft.tuners.adalora.layer import RankAllocator
-from safetensors.torch import load_file
 from torch import nn
 
-from peftlab.attaching.attachment import ADAPTER, ADAPTER_FILE, TASK_TYPES, PeftAttachment
+from peftlab.attaching.attachment import ADAPTER, ADAPTER_FILE, CONFIG_FILE, TASK_TYPES, PeftAttachment
 from peftlab.attaching.targeting import is_transposed, target_names, trained_whole
+from peftlab.attaching.tensors import read_tensors, read_values
 from peftlab.errors import CheckpointError, ScheduleError
 from peftlab.family import FamilyMap
 from peftlab.files import write_json
@@ -146,6 +147,12 @@ class AllocatedAttachment(PeftAttachment):
         )
         self._settings = settings
         self._cut: dict[str, Any] = {}
+        if settings.orthogonality:
+            note = (
+                f"the training loss holds the orthogonality term too, {settings.orthogonality:g} times; the validation loss"
+                " does not"
+            )
+            selection = replace(selection, notes=(*selection.notes, note))
         super().__init__(model, config, selection, steps_to_train=_steps_to_train, seed=seed, tied=whole.tied)
         self._tuner: Any = self.model.base_model
         for name, parameter in self._tuner.model.named_parameters():
@@ -169,6 +176,10 @@ class AllocatedAttachment(PeftAttachment):
             ScheduleError: A phase leaves some of the adapter without gradients, or the run is too short to allocate.
         """
         self._last_step, self._record.log = schedule.total_steps, RankLog(self._record.log.places)
+        given = dict.fromkeys(
+            self._record.log.places, self._settings.initial_rank
+        )  # Lambda itself is still zero
+        self._record.log.append(0, sum(given.values()), given)
         if not self._settings.adaptive_rank:
             return
         if len(schedule.phases) > 1:
@@ -191,7 +202,8 @@ class AllocatedAttachment(PeftAttachment):
     def after_step(self, step: int) -> None:
         """Smooth the importances, take ranks where it is time, keep taken ones at zero after the last allocation.
 
-        What the ranks have become is recorded once there are any, whenever some were taken, and at the last step.
+        What the ranks have become is recorded whenever some were taken, and at the last step; the first row, at step 0, has
+        the ranks that training begins with.
 
         Args:
             step: The optimizer step just taken, from 1.
@@ -201,7 +213,7 @@ class AllocatedAttachment(PeftAttachment):
         if adaptive:
             self._tuner.update_and_allocate(step)
         log = self._record.log
-        if allocator.has_taken or step == self._last_step or (not log.steps and any(self.ranks().values())):
+        if allocator.has_taken or step == self._last_step:
             budget = allocator.budget_schedule(step)[0] if adaptive else allocator.init_bgt
             log.append(step, budget, self.ranks())
 
@@ -332,8 +344,12 @@ class AllocatedAttachment(PeftAttachment):
         Raises:
             CheckpointError: It does not fit.
         """
-        pattern = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("rank_pattern")
-        tensors = load_file(folder / ADAPTER_FILE)
+        if self._cut:
+            raise CheckpointError(
+                f"this adapter was cut to its ranks already; attach it anew to load {folder}"
+            )
+        pattern = read_values(folder / CONFIG_FILE).get("rank_pattern")
+        tensors = read_tensors(folder / ADAPTER_FILE)
         if not pattern:
             super().load(tensors)
             return

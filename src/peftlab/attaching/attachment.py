@@ -15,12 +15,13 @@ from typing import Any
 
 import peft
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from peftlab.attaching.merging import check_not_over, fold
-from peftlab.attaching.occupancy import check_free, occupy
-from peftlab.errors import CheckpointError, TargetError
+from peftlab.attaching.occupancy import AllOrNothing, check_free, occupy
+from peftlab.attaching.tensors import check_fit, cuda_devices, read_tensors, read_values
+from peftlab.attaching.wide_copies import narrow, widen_copies
+from peftlab.errors import CheckpointError, MethodError, TargetError
 from peftlab.family import Selection
 from peftlab.files import write_json
 from peftlab.mapping import map_model
@@ -30,6 +31,8 @@ from peftlab.streams import seed_for
 
 ADAPTER_FILE = "adapter_model.safetensors"
 """peft's name for the file of an adapter's tensors."""
+CONFIG_FILE = "adapter_config.json"
+"""peft's name for the file of an adapter's settings."""
 ADAPTER = "default"
 """The adapter's name inside peft; it appears in parameter names, never in saved files."""
 
@@ -40,7 +43,7 @@ TASK_TYPES: dict[Head, str] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM",
 """peft's task type for each kind of head."""
 
 
-class PeftAttachment(OrdinaryTraining):
+class PeftAttachment(OrdinaryTraining, metaclass=AllOrNothing):
     """A peft adapter on a base; satisfies `method.Attachment`.
 
     Args:
@@ -84,8 +87,10 @@ class PeftAttachment(OrdinaryTraining):
         live = _LIVE.get()
         if live is None:
             check_free(model, beneath=self.beneath)
+        if selection.scope:  # a task type of peft's may copy the head once for each adapter
+            config.task_type = None
         self._adapted_before = set() if live is None else set(live.base_model.targeted_module_names)
-        with torch.random.fork_rng(devices=_cuda_devices(model)), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=cuda_devices(model)), warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message="`is_gradient_checkpointing` is deprecated"
             )  # peft 0.21 asks
@@ -96,6 +101,7 @@ class PeftAttachment(OrdinaryTraining):
         copies = [self.model.base_model.model.get_submodule(path).modules_to_save[self.name] for path in tied]
         for copy in copies[1:]:
             copy.weight = copies[0].weight
+        widen_copies(self.model, self.name)
         self._check_targets()
         self.family = map_model(self.model)
         if live is None:
@@ -156,6 +162,7 @@ class PeftAttachment(OrdinaryTraining):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that is needed to go on, by the names of the saved file, on the CPU."""
+        check_not_over(self.ended, "saved")
         state = peft.get_peft_model_state_dict(
             self.model, adapter_name=self.name, save_embedding_layers=False
         )
@@ -170,22 +177,23 @@ class PeftAttachment(OrdinaryTraining):
         Raises:
             CheckpointError: Names or shapes differ from this adapter's.
         """
-        self._check_fit(tensors)
+        self.check_fit(tensors)
         active = {name: p.requires_grad for name, p in self.model.named_parameters()}
         peft.set_peft_model_state_dict(self.model, dict(tensors), adapter_name=self.name)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(active[name])
 
-    def _check_fit(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Refuse tensors of other names or shapes than `load` takes."""
-        own = self._own_shapes()
-        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if own != given:
-            missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-            shapes = sorted(name for name in own.keys() & given.keys() if own[name] != given[name])
-            raise CheckpointError(
-                f"the saved adapter does not fit: missing {missing}, unexpected {extra}, of another shape {shapes}"
-            )
+    def check_fit(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Refuse tensors of other names or shapes than `load` takes.
+
+        Args:
+            tensors: As for `load`.
+
+        Raises:
+            CheckpointError: They differ, or the adapter is not on its base any more.
+        """
+        check_not_over(self.ended, "loaded")
+        check_fit(self._own_shapes(), tensors)
 
     def is_complete(self, step: int) -> bool:
         """Whether the adapter after this step is one to keep.
@@ -217,7 +225,24 @@ class PeftAttachment(OrdinaryTraining):
         Raises:
             CheckpointError: It does not fit.
         """
-        self.load(load_file(self._saved_in(folder) / ADAPTER_FILE))
+        folder = self._saved_in(folder)
+        self._check_same_kind(folder)
+        self.load(read_tensors(folder / ADAPTER_FILE))
+
+    def _check_same_kind(self, folder: Path) -> None:
+        """Refuse what another peft config made: equal tensors mean something else with another scale.
+
+        Raises:
+            CheckpointError: It is of another type, or scaled otherwise.
+        """
+        saved, own = read_values(folder / CONFIG_FILE), self.config.to_dict()
+        for key in ("peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora"):
+            there, here = saved.get(key), getattr(own.get(key), "value", own.get(key))
+            if key in saved and key in own and (there or None) != (here or None):
+                raise CheckpointError(
+                    f"{folder} was saved with {key} {there}, this adapter has {here}: attach with the settings that it was"
+                    " saved with"
+                )
 
     def _saved_in(self, folder: Path) -> Path:
         """Where peft puts this adapter: an adapter with a name of its own has its own folder."""
@@ -229,13 +254,14 @@ class PeftAttachment(OrdinaryTraining):
         Args:
             folder: Where; peft makes it if needed.
         """
+        check_not_over(self.ended, "saved")
         # The embeddings are saved where they are in modules_to_save; peft's own guess would look them up on a hub.
         self.model.save_pretrained(str(folder), selected_adapters=[self.name], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         folder = self._saved_in(folder)
         # peft takes the tied partner out of modules_to_save while it attaches; a loader must be told of both again, or
         # it would put the trained weight into the base's own head (GPT-2's embedding is not named embed_tokens).
-        path = folder / "adapter_config.json"
+        path = folder / CONFIG_FILE
         content = json.loads(path.read_text(encoding="utf-8"))
         saved = [*self._modules_to_save, *(content.get("modules_to_save") or ())]
         write_json(path, content | {"modules_to_save": list(dict.fromkeys(saved)) or None})
@@ -266,6 +292,7 @@ class PeftAttachment(OrdinaryTraining):
         """
         check_not_over(self.ended, "merged")
         base = fold(self.model, str(self.config.peft_type.value).lower())
+        narrow(base)
         self.ended = "merged"
         return self._hand_back(base)
 
@@ -307,11 +334,6 @@ def _restore_originals(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), name, original)
 
 
-def _cuda_devices(model: nn.Module) -> list[int]:
-    """The CUDA devices a model lies on."""
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-
-
 def peft_name(scope: str) -> str:
     """What the adapter of a scope is called inside peft, where a name has no dots.
 
@@ -349,8 +371,12 @@ def _put_on(model: Any, config: Any, name: str) -> Any:
     Returns:
         peft's model, all adapters switched on.
     """
-    if not isinstance(model, peft.PeftModel):
-        return peft.get_peft_model(model, config, adapter_name=name)
-    model.add_adapter(name, config)
-    model.base_model.set_adapter(list(model.peft_config))
+    try:
+        if not isinstance(model, peft.PeftModel):
+            return peft.get_peft_model(model, config, adapter_name=name)
+        model.add_adapter(name, config)
+        model.base_model.set_adapter(list(model.peft_config))
+    except (AttributeError, ValueError, TypeError) as error:
+        kind = str(config.peft_type.value).lower()
+        raise MethodError(f"peft cannot put {kind} on this {type(model).__name__}: {error}") from error
     return model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import peft
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from peftlab.attaching.attachment import ADAPTER_FILE, TASK_TYPES, PeftAttachment, adapter_parameters
@@ -20,12 +20,12 @@ from peftlab.attaching.extending import (
     LAYER_CONFIG,
     LAYER_FILE,
     NewLayerAttachment,
-    check_fit,
     check_phases,
     on_cpu,
 )
 from peftlab.attaching.merging import check_not_over
 from peftlab.attaching.targeting import is_transposed, target_names, trained_whole
+from peftlab.attaching.tensors import check_fit, read_tensors
 from peftlab.errors import CheckpointError
 from peftlab.family import FamilyMap, Selection
 from peftlab.files import write_json
@@ -175,7 +175,7 @@ class HybridAttachment(PeftAttachment):
         layers = self.block.read_saved(folder)
         if not (folder / ADAPTER_FILE).is_file():
             raise CheckpointError(f"{folder} has no {ADAPTER_FILE}: it holds new blocks without LoRA")
-        self.load(load_file(folder / ADAPTER_FILE) | layers)
+        self.load(read_tensors(folder / ADAPTER_FILE) | layers)
 
     def remove(self) -> nn.Module:
         """Take LoRA and the new blocks off.

@@ -7,19 +7,20 @@ arXiv 2003.04887; how a block is made and put in stands in `insertion/`.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from peftlab.attaching.merging import check_not_over
-from peftlab.attaching.occupancy import check_free, occupy
+from peftlab.attaching.occupancy import AllOrNothing, check_free, occupy
 from peftlab.attaching.targeting import new_modules
+from peftlab.attaching.tensors import check_fit, read_tensors, read_values
+from peftlab.attaching.wide_copies import narrow, widen
 from peftlab.errors import CheckpointError, ScheduleError
 from peftlab.family import FamilyMap, Selection
 from peftlab.files import write_json
@@ -37,7 +38,7 @@ LAYER_CONFIG = "new_layer.json"
 _VERSION = 1
 
 
-class NewLayerAttachment(OrdinaryTraining):
+class NewLayerAttachment(OrdinaryTraining, metaclass=AllOrNothing):
     """New blocks on a base; satisfies `method.Attachment`.
 
     Args:
@@ -80,6 +81,7 @@ class NewLayerAttachment(OrdinaryTraining):
         self._trained_heads = {name: copy.deepcopy(head, dict(kept)) for name, head in self._heads.items()}
         for name, trained in self._trained_heads.items():
             trained.requires_grad_(True)
+            widen(trained)
             setattr(model, name, trained)
         self.layers.put_in()
         try:
@@ -163,6 +165,7 @@ class NewLayerAttachment(OrdinaryTraining):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that is needed to go on, by name in the base, on the CPU."""
+        check_not_over(self.ended, "saved")
         return on_cpu(self._own())
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -174,6 +177,7 @@ class NewLayerAttachment(OrdinaryTraining):
         Raises:
             CheckpointError: Names or shapes differ from this adapter's.
         """
+        check_not_over(self.ended, "loaded")
         own = self._own()
         check_fit(own, tensors)
         with torch.no_grad():
@@ -186,8 +190,9 @@ class NewLayerAttachment(OrdinaryTraining):
         Args:
             folder: Where; made if needed.
         """
+        tensors = self.tensors()
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors(), folder / LAYER_FILE)
+        save_file(tensors, folder / LAYER_FILE)
         write_json(folder / LAYER_CONFIG, self.describe())
 
     def describe(self) -> dict[str, Any]:
@@ -228,8 +233,7 @@ class NewLayerAttachment(OrdinaryTraining):
             raise CheckpointError(
                 f"the new blocks in {folder} stand elsewhere: saved {saved['blocks']}, here {own['blocks']}"
             )
-        tensors: dict[str, torch.Tensor] = load_file(folder / LAYER_FILE)
-        return tensors
+        return read_tensors(folder / LAYER_FILE)
 
     def remove(self) -> nn.Module:
         """Take the blocks out.
@@ -269,10 +273,8 @@ class NewLayerAttachment(OrdinaryTraining):
     def stay(self) -> None:
         """Make blocks and heads the base's own; what `merge` does once nothing speaks against it."""
         self.layers.stay()
-        for name, head in self._trained_heads.items():
-            dtypes = {n: p.dtype for n, p in self._heads[name].named_parameters()}
-            for inner, parameter in head.named_parameters():
-                parameter.data = parameter.data.to(dtypes[inner])
+        for head in self._trained_heads.values():
+            narrow(head)
         for parameter, required in self._required_grad:
             parameter.requires_grad_(required)
         self.ended = "merged"
@@ -315,30 +317,12 @@ def read_layer_config(folder: Path) -> dict[str, Any]:
     missing = [name for name in (LAYER_CONFIG, LAYER_FILE) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder} has no {' and no '.join(missing)}: it holds no new layer")
-    content: dict[str, Any] = json.loads((folder / LAYER_CONFIG).read_text(encoding="utf-8"))
+    content = read_values(folder / LAYER_CONFIG)
     if content.get("version") != _VERSION:
         raise CheckpointError(
             f"{folder / LAYER_CONFIG}: version {content.get('version')}, this peftlab reads {_VERSION}"
         )
     return content
-
-
-def check_fit(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
-    """Refuse tensors of other names or shapes than there are.
-
-    Args:
-        own: The tensors that there are.
-        given: The tensors that were saved.
-
-    Raises:
-        CheckpointError: They differ.
-    """
-    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    shapes = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
-    if missing or extra or shapes:
-        raise CheckpointError(
-            f"the saved adapter does not fit: missing {missing}, unexpected {extra}, of another shape {shapes}"
-        )
 
 
 def check_phases(schedule: Schedule, family: FamilyMap, names: Iterable[str], layers: NewLayers) -> None:

@@ -21,7 +21,8 @@ from torch import nn
 
 from peftlab.attaching.attachment import ADAPTER_FILE
 from peftlab.attaching.lora_start import Start, start_from_rows, start_from_weights
-from peftlab.attaching.low_rank import LowRankAttachment, kept
+from peftlab.attaching.low_rank import LowRankAttachment
+from peftlab.attaching.tensors import cuda_devices, kept
 from peftlab.errors import MethodError
 from peftlab.family import FamilyMap
 from peftlab.files import write_json
@@ -106,7 +107,7 @@ class LoraAttachment(LowRankAttachment):
     @contextmanager
     def _seeded(self) -> Iterator[None]:
         """Draw from a stream of this purpose's own."""
-        devices = sorted({p.device.index or 0 for p in self.model.parameters() if p.device.type == "cuda"})
+        devices = cuda_devices(self.model)
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed_for(self._seed, "adapter start"))
             yield
@@ -154,7 +155,7 @@ class LoraAttachment(LowRankAttachment):
         Raises:
             CheckpointError: Names or shapes differ from this adapter's.
         """
-        self._check_fit(tensors)
+        self.check_fit(tensors)
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_FIRST)}
         active = {name: p.requires_grad for name, p in self.model.named_parameters()}
         peft.set_peft_model_state_dict(self.model, own, adapter_name=self.name)

@@ -26,7 +26,8 @@ from peftlab.attaching.lora_limits import (
 from peftlab.attaching.lora_start import Start
 from peftlab.attaching.optimizing import make_lora_fa, make_lora_plus
 from peftlab.attaching.patterns import further_modules, limit_layers, resolve_pattern
-from peftlab.attaching.targeting import expert_parameters, is_transposed, target_names, trained_whole
+from peftlab.attaching.targeting import expert_parameters, is_transposed, lies_in, target_names, trained_whole
+from peftlab.attaching.tensors import kept
 from peftlab.errors import MethodError, TargetError
 from peftlab.family import FamilyMap, Selection
 from peftlab.method import Head
@@ -114,7 +115,8 @@ class LowRankAttachment(PeftAttachment):
         tied = Selection(selection.adapted, named, selection.notes, selection.experts)
         whole = trained_whole(model, family, tied, head=self._head, peft_ties=True)
         self._tied = whole.tied
-        modules = [*whole.modules, *(site.path for site in selection.saved)]
+        further = [site.path for site in selection.saved if not lies_in(site.path, whole.modules)]
+        modules = [*whole.modules, *further]
         config = peft.LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -146,7 +148,10 @@ class LowRankAttachment(PeftAttachment):
             raise TargetError(
                 f"rank_pattern: peft gave {wrong[0]} rank {self._layers[wrong[0]].r[self.name]}, not {ranks[wrong[0]]}"
             )
-        whole = {path for path, module in self.model.base_model.model.named_modules() if _is_copied(module)}
+        modules = self.model.base_model.model.named_modules()
+        whole = {
+            path for path, module in modules if _is_copied(module) and self.name in module.modules_to_save
+        }
         wanted = {site.path for site in self.selection.saved} | set(self._modules_to_save)
         if whole - wanted - set(self._tied):
             raise TargetError(
@@ -291,9 +296,3 @@ class LowRankAttachment(PeftAttachment):
 def _is_copied(module: nn.Module) -> bool:
     """Whether peft trains a copy of a module."""
     return isinstance(getattr(module, "original_module", None), nn.Module)
-
-
-def kept(parameter: nn.Parameter) -> torch.Tensor:
-    """A copy on the CPU; of a tensor without data, another without."""
-    data = parameter.detach()
-    return data.clone() if data.is_meta else data.to("cpu", copy=True)

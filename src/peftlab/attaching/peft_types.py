@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from peftlab.attaching.attachment import ADAPTER, TASK_TYPES, PeftAttachment
+from peftlab.attaching.occupancy import snapshot
 from peftlab.attaching.prompting import PromptAttachment
 from peftlab.attaching.targeting import is_transposed, trained_whole
 from peftlab.catalog import METHODS
@@ -69,9 +71,14 @@ _EXPECTED = (
     "Detected that the base layer has no bias term",  # beft: it cannot be merged
     "Unsupported layer type",  # ln_tuning, of norms other than torch's
     "Failed to load the CUDA extension",  # boft computes without
-    "Setting boft_n_butterfly_factor to 1",
+    "Setting boft_n_butterfly_factor to 1",  # which it is where nothing else is set
 )
 """What peft warns of while these types are attached, and the conformance suite shows to be harmless."""
+
+_CHANGED = re.compile(
+    r"\badjusted\b|\bignor(?:ed|ing)\b|\bsetting `?\w+`? to\b|\bset to\b|\boverrid", re.IGNORECASE
+)
+"""How peft tells, in warnings alone, that a setting is not what was asked for."""
 
 _RARE_STEPS = 50
 """Steps after which a trained token must have been in a batch."""
@@ -127,17 +134,59 @@ def attach_type(
     if targets is not None and (is_prompt or name in _WITHOUT_TARGETS):
         raise MethodError(f"method.targets has no effect on peft's type '{name}': leave it out")
     values, selection, tied = _fields(name, kind_of_config, model, family, targets=targets, head=head)
-    with _put_back_on_failure(model, name), warnings.catch_warnings():
-        for message in _EXPECTED:
-            warnings.filterwarnings("ignore", message=message)
+    with _put_back_on_failure(model, name), _settings_kept(name, kind_of_config, config):
         asked = kind_of_config(**values | dict(config))
         attached: PeftAttachment = (
             TypedPrompt(model, asked, seed=seed)
             if is_prompt
             else TypedAttachment(model, asked, selection, seed=seed, tied=tied)
         )
+        _check_taken(name, attached.config, config)
         _check_trainable(name, attached)
     return attached
+
+
+@contextmanager
+def _settings_kept(name: str, kind_of_config: Any, config: Mapping[str, Any]) -> Iterator[None]:
+    """A context in which a warning of peft's that it has changed a setting is an error; other warnings come at its end.
+
+    Raises:
+        ConfigError: peft has changed one.
+    """
+    taken = [f.name for f in dataclasses.fields(kind_of_config) if f.init and f.name not in _NOT_TAKEN]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        said = str(warning.message)
+        named = [key for key in taken if re.search(rf"\b{key}\b", said)]
+        expected = any(re.match(message, said) for message in _EXPECTED)
+        if named and _CHANGED.search(said) and not (expected and config.get(named[0], 1) == 1):
+            raise ConfigError(
+                f"method.config.{named[0]} of peft's type '{name}' would not be what is set: {said.splitlines()[0]}"
+            )
+        if not expected:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _check_taken(name: str, made: Any, config: Mapping[str, Any]) -> None:
+    """Refuse what peft has put in a setting's place without a word.
+
+    Raises:
+        ConfigError: A field of peft's config is not what was set.
+    """
+    for key, value in config.items():
+        taken = getattr(made, key)
+        if _plain(taken) != _plain(value):
+            raise ConfigError(
+                f"method.config.{key} of peft's type '{name}' is set to {value!r}, and peft makes {taken!r} of it"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """A value as a file holds it: no enumerations, and lists for all that is in a row."""
+    value = getattr(value, "value", value)
+    return sorted(map(str, value)) if isinstance(value, list | tuple | set) else value
 
 
 def _check_trainable(name: str, attachment: PeftAttachment) -> None:
@@ -307,7 +356,7 @@ class TypedPrompt(PromptAttachment):
         Raises:
             CheckpointError: Names or shapes differ from this adapter's.
         """
-        self._check_fit(tensors)
+        self.check_fit(tensors)
         with torch.no_grad():
             for name, parameter in super().parameters().items():
                 parameter.copy_(tensors[name.replace(f".{ADAPTER}.", ".")])
@@ -337,29 +386,7 @@ def _put_back_on_failure(model: nn.Module, name: str) -> Iterator[None]:
     Raises:
         MethodError: peft failed.
     """
-    kept = [
-        (
-            module,
-            type(module),
-            {k: (v, dict(v) if isinstance(v, dict) else None) for k, v in vars(module).items()},
-        )
-        for module in model.modules()
-    ]
-    required_grad = [(p, p.requires_grad) for p in model.parameters()]
-
-    def put_back() -> None:
-        for module, kind, attributes in kept:
-            module.__class__ = kind
-            for attribute in vars(module).keys() - attributes.keys():
-                del vars(module)[attribute]
-            for attribute, (value, content) in attributes.items():
-                if content is not None:  # in place: handles of hooks know their dict
-                    value.clear()
-                    value.update(content)
-                vars(module)[attribute] = value
-        for parameter, required in required_grad:
-            parameter.requires_grad_(required)
-
+    put_back = snapshot(model)
     try:
         yield
     except PeftlabError:

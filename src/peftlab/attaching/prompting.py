@@ -6,6 +6,7 @@ hold the encoder itself, and a bundle has it in a file of its own beside peft's.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 import peft
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 
-from peftlab.attaching.attachment import ADAPTER, PeftAttachment
+from peftlab.attaching.attachment import ADAPTER, TASK_TYPES, PeftAttachment
 from peftlab.attaching.merging import check_not_over
+from peftlab.attaching.pooling import IdsBesideEmbeddings, looks_for_pads
+from peftlab.attaching.tensors import read_tensors
 from peftlab.errors import CheckpointError, MethodError
 from peftlab.family import Selection
 
@@ -48,14 +51,24 @@ class PromptAttachment(PeftAttachment):
             raise MethodError(
                 f"{name} puts virtual tokens beside a text, and {type(model).__name__} reads none"
             )
+        _check_reads(model, config, name)
+        is_cache = config.peft_type in _CACHES
+        if not is_cache:
+            _give_sizes(model, config)
+        by_ids = not is_cache and config.task_type == TASK_TYPES["classification"] and looks_for_pads(model)
         try:
             super().__init__(model, config, Selection(()), steps_to_train=lambda _: 1, seed=seed)
         except (ValueError, AttributeError, TypeError) as error:
             raise MethodError(f"{name} does not work on {type(model).__name__}: {error}") from error
 
+        self._ids = (
+            IdsBesideEmbeddings(self.model, model, num_virtual_tokens=config.num_virtual_tokens)
+            if by_ids
+            else None
+        )
         if self.config.peft_type == peft.PeftType.PREFIX_TUNING and self.config.task_type == "SEQ_2_SEQ_LM":
             self.model.get_prompt = self._decoder_prefixes
-        if self.config.peft_type in _CACHES and hasattr(model, "generate"):
+        if is_cache and hasattr(model, "generate"):
             self.model.generate = self._generate
 
     def _check_targets(self) -> None:
@@ -147,7 +160,7 @@ class PromptAttachment(PeftAttachment):
         Raises:
             CheckpointError: Names or shapes differ from this adapter's.
         """
-        self._check_fit(tensors)
+        self.check_fit(tensors)
         with torch.no_grad():
             for name, parameter in self.parameters().items():
                 parameter.copy_(tensors[name.replace(f".{ADAPTER}.", ".")])
@@ -174,7 +187,7 @@ class PromptAttachment(PeftAttachment):
             raise CheckpointError(
                 f"{folder} has no {ENCODER_FILE}: the prompt's encoder is not in peft's own file"
             )
-        self.load(load_file(folder / ENCODER_FILE))
+        self.load(read_tensors(folder / ENCODER_FILE))
 
     def merge(self) -> nn.Module:
         """Refused: a prompt is read beside the text and is in no weight of the base.
@@ -197,7 +210,40 @@ class PromptAttachment(PeftAttachment):
         for name in ("get_prompt", "generate"):
             vars(self.model).pop(name, None)
         vars(self.model.base_model).pop(_PREPARES, None)
+        if self._ids is not None:
+            self._ids.remove()
         return self._hand_back(self.model.base_model)
+
+
+def _check_reads(model: Any, config: Any, name: str) -> None:
+    """Refuse a base that peft puts virtual tokens or prefixes on, and that then fails in the forward pass.
+
+    Raises:
+        MethodError: It is one.
+    """
+    kind = type(model).__name__
+    if config.task_type == TASK_TYPES["classification"] and getattr(
+        model.config, "is_encoder_decoder", False
+    ):
+        raise MethodError(
+            f"{name} does not work on {kind}: its decoder reads the ids of the text again, and answers from the last eos"
+            " among them, where virtual tokens have no ids; lora and ia3 suit it"
+        )
+    trunk = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    takers = [inspect.signature(part.forward).parameters for part in (model, trunk)]
+    if config.peft_type in _CACHES and not any("past_key_values" in taken for taken in takers):
+        raise MethodError(
+            f"{name} gives keys and values from outside (past_key_values), and {kind} takes none; prompt_tuning and p_tuning"
+            " give it embeddings"
+        )
+
+
+def _give_sizes(model: Any, config: Any) -> None:
+    """Tell peft what it looks for under names that not every config has (DistilBERT)."""
+    if config.token_dim is None:
+        config.token_dim = embedding_width(model)
+    if config.num_attention_heads is None:  # asked for, and read by no prompt
+        config.num_attention_heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
 
 
 def embedding_width(model: nn.Module) -> int:

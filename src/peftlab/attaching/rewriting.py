@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from peftlab.attaching.merging import check_not_over
-from peftlab.attaching.occupancy import check_free, occupy
+from peftlab.attaching.occupancy import AllOrNothing, check_free, occupy
+from peftlab.attaching.tensors import check_fit, kept
 from peftlab.errors import CheckpointError, MethodError, NonFiniteError
 from peftlab.family import FamilyMap, Selection, Site
 from peftlab.files import write_json
@@ -37,7 +38,7 @@ _RECORD_VERSION = 1
 _SHOWN = 6
 
 
-class RewrittenAttachment(OrdinaryTraining):
+class RewrittenAttachment(OrdinaryTraining, metaclass=AllOrNothing):
     """Base tensors that train in place; satisfies `method.Attachment`.
 
     Args:
@@ -70,7 +71,7 @@ class RewrittenAttachment(OrdinaryTraining):
         self._method, self._whole = method, whole and hasattr(model, "save_pretrained")
         self._check_trainable()
         self._required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
-        self._originals = {name: _kept(p) for name, p in self.parameters().items()}
+        self._originals = {name: kept(p) for name, p in self.parameters().items()}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
         occupy(model, self)
@@ -152,6 +153,7 @@ class RewrittenAttachment(OrdinaryTraining):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that is needed to go on, by name, on the CPU."""
+        check_not_over(self.ended, "saved")
         return {n: p.detach().to("cpu", copy=True).contiguous() for n, p in self.parameters().items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -164,14 +166,8 @@ class RewrittenAttachment(OrdinaryTraining):
             CheckpointError: Names or shapes differ from what trains here.
         """
         parameters = self.parameters()
-        own = {name: tuple(p.shape) for name, p in parameters.items()}
-        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if own != given:
-            missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-            shapes = sorted(name for name in own.keys() & given.keys() if own[name] != given[name])
-            raise CheckpointError(
-                f"the saved tensors do not fit: missing {missing}, unexpected {extra}, of another shape {shapes}"
-            )
+        check_not_over(self.ended, "loaded")
+        check_fit(parameters, tensors)
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
@@ -182,6 +178,7 @@ class RewrittenAttachment(OrdinaryTraining):
         Args:
             folder: Where; made if needed.
         """
+        check_not_over(self.ended, "saved")
         folder.mkdir(parents=True, exist_ok=True)
         if self._whole:
             from transformers.utils import logging
@@ -299,12 +296,6 @@ class RewrittenAttachment(OrdinaryTraining):
 def is_wide(tensor: torch.Tensor) -> bool:
     """Whether a tensor is of float32 or wider, and so moves by a usual step."""
     return tensor.is_floating_point() and tensor.dtype.itemsize >= 4
-
-
-def _kept(parameter: nn.Parameter) -> torch.Tensor:
-    """A copy on the CPU; of a tensor without data, another without."""
-    data = parameter.detach()
-    return data.clone() if data.is_meta else data.to("cpu", copy=True)
 
 
 def _selection(family: FamilyMap, names: Iterable[str]) -> Selection:

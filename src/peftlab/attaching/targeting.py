@@ -41,12 +41,13 @@ def trained_whole(
     Returns:
         The modules, and how they are tied.
     """
-    saved = [site.path for site in selection.saved]
+    new = new_modules(model, head)
+    saved = [site.path for site in selection.saved if not lies_in(site.path, new)]
     aliases = _sharing_modules(model, saved[0]) if saved and family.tied else []
     # peft ties an embedding and its head; where more modules share the weight (T5), PeftAttachment does it.
     by_peft = peft_ties and len(aliases) == 1
     tied = () if by_peft or not aliases else (saved[0], *aliases)
-    saved += new_modules(model, head)
+    saved += new
     return TrainedWhole(tuple(dict.fromkeys([*saved, *aliases])), by_peft, tied)
 
 
@@ -55,6 +56,16 @@ def _sharing_modules(model: nn.Module, path: str) -> list[str]:
     weight = model.get_submodule(path).weight
     modules = model.named_modules(remove_duplicate=False)
     return [name for name, module in modules if name != path and getattr(module, "weight", None) is weight]
+
+
+def lies_in(path: str, modules: Sequence[str]) -> bool:
+    """Whether a path is one of some modules or lies in one: a copy of the module holds it already.
+
+    Args:
+        path: A path.
+        modules: Paths of modules.
+    """
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
 def new_modules(model: nn.Module, head: Head) -> list[str]:

@@ -65,6 +65,12 @@ def attach_adapters(
             own: Head = (
                 "causal" if parts and head == "classification" else head
             )  # the new head is the first one's
+            holding = next((name for name, part in parts.items() if part.selection.experts), None)
+            if holding and view.select(adapter.settings["targets"], experts=True).experts:
+                raise MethodError(
+                    f"{adapter.method} on {holding} and {adapter.scope}: peft 0.21 puts one adapter of a model on experts"
+                    " held as 3-D parameters, not two; choose targets without mlp for one of them"
+                )
             with beside(next(iter(parts.values())).model if parts else None):
                 part = _attach(model, view, adapter, head=own, seed=seed)
             if not isinstance(part, PeftAttachment):
@@ -241,6 +247,8 @@ class TowersAttachment(OrdinaryTraining):
                     f"the saved adapters do not fit: '{key}' is of none of the towers {', '.join(self.parts)}"
                 )
             given[name][inner] = tensor
+        for name, part in self.parts.items():
+            part.check_fit(given[name])  # all before the first one changes
         for name, part in self.parts.items():
             part.load(given[name])
 

@@ -13,7 +13,7 @@ from torch import nn
 from peftlab.batches import IGNORED
 from peftlab.catalog import METHODS
 from peftlab.mapping import map_model
-from peftlab.mapping.twin import build_twin, twin_config
+from peftlab.mapping.twin import build_twin, classifies_by_decoder, twin_config
 from peftlab.method import Attachment, Head
 from peftlab.objective import ModelLoss
 
@@ -27,11 +27,14 @@ MODELS: tuple[tuple[str, Head, str], ...] = (
     ("bert", "classification", "BertForSequenceClassification"),
     ("roberta", "classification", "RobertaForSequenceClassification"),
     ("llama", "classification", "LlamaForSequenceClassification"),
+    ("bart", "classification", "BartForSequenceClassification"),
     ("vit", "classification", "ViTForImageClassification"),
 )
 """Model type, kind of task, and the class that is tried."""
 
 _ROWS, _LENGTH, _LABELS = 2, 10, 3
+PADS = 3
+"""Pads at the end of every second row of a text."""
 _MOVED = 0.05
 
 
@@ -71,7 +74,8 @@ class Base:
             for name, value in list(vars(config).items()):
                 if "drop" in name and isinstance(value, float):
                     setattr(config, name, 0.0)
-        return self.in_dtype(build_twin(getattr(transformers, self.class_name), twin_config(config)), dtype)
+        kind = getattr(transformers, self.class_name)
+        return self.in_dtype(build_twin(kind, twin_config(config), told_apart=False), dtype)
 
     def in_dtype(self, model: Any, dtype: torch.dtype) -> Any:
         """A model in another dtype; in float64 with experts that torch can compute."""
@@ -79,12 +83,13 @@ class Base:
             model.set_experts_implementation("eager")
         return model.to(dtype)
 
-    def batch(self, model: Any, *, rows: int = _ROWS) -> dict[str, torch.Tensor]:
+    def batch(self, model: Any, *, rows: int = _ROWS, padded: bool = True) -> dict[str, torch.Tensor]:
         """Rows with labels, of which no two have equally many where a model predicts tokens.
 
         Args:
             model: The base.
             rows: How many.
+            padded: Whether every second row of a text is shorter, with pads at its end.
 
         Returns:
             Arguments of the model's forward.
@@ -95,9 +100,15 @@ class Base:
             pixels = torch.randn(rows, channels, size, size, generator=source).to(model.dtype)
             return {"pixel_values": pixels, "labels": torch.arange(rows) % _LABELS}
         ids = torch.randint(10, 100, (rows, _LENGTH), generator=source)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        mask = torch.ones_like(ids)
+        if padded:
+            mask[1::2, _LENGTH - PADS :] = 0
+        if classifies_by_decoder(model):
+            ids = torch.where(mask.cumsum(1) == mask.sum(1, keepdim=True), model.config.eos_token_id, ids)
+        ids = torch.where(mask == 1, ids, model.config.pad_token_id)
+        batch = {"input_ids": ids, "attention_mask": mask}
         if self.head == "causal":
-            labels = ids.clone()
+            labels = torch.where(mask == 1, ids, IGNORED)
         elif self.head == "seq2seq":
             labels = torch.randint(10, 100, (rows, _LENGTH - 3), generator=source)
         else:
@@ -148,9 +159,14 @@ def move(attached: Attachment) -> None:
 
 @torch.no_grad()
 def answers(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The logits of a batch; of tokens at the last position, of which every method gives the same number."""
+    """The logits of a batch; of tokens those at a row's last, counted from the end: virtual tokens stand in front."""
     logits: torch.Tensor = model(**batch).logits
-    return logits[:, -1].clone() if logits.dim() == 3 else logits.clone()
+    if logits.dim() < 3:
+        return logits.clone()
+    pads = (batch["attention_mask"] == 0).sum(1)
+    if model.config.is_encoder_decoder:  # the decoder's rows have no pads
+        pads = torch.zeros_like(pads)
+    return logits[torch.arange(len(logits)), logits.shape[1] - 1 - pads].clone()
 
 
 def gradients(

@@ -30,6 +30,7 @@ WORKS, REFUSED, FAILED, NOT_APPLICABLE = "works", "refused", "fails", "n/a"
 PROPERTIES: dict[str, Callable[[str, Base], None]] = {
     "count": trials.try_count,
     "accumulation": trials.try_accumulation,
+    "padding": trials.try_padding,
     "bf16": trials.try_bfloat16,
     "checkpointing": trials.try_checkpointing,
     "generation": trials.try_generation,

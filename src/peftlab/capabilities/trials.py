@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from peftlab.capabilities.bases import (
+    PADS,
     Base,
     answers,
     attach,
@@ -30,6 +31,8 @@ from peftlab.schedule import PhaseSettings, Schedule, place_phases
 EXACT, NEARLY = 1e-10, 1e-6
 """How far logits may differ in float64, and gradients, as a share of their largest: a Llama's norms compute in float32."""
 _RATE, _STEPS, _RUN = 1e-2, 4, 20
+_SMALL_RATE, _MOST = 2e-4, 0.9
+"""A learning rate as runs have it, and which share of what has a gradient must have moved by it."""
 _RESUMED_AFTER, _RESUMED_STEPS = 4, 6
 _PHASE_STEPS, _NEW_TOKENS = 3, 6
 
@@ -62,6 +65,7 @@ def _run(
     *,
     steps: range,
     optimizer: torch.optim.Optimizer | None = None,
+    rate: float = _RATE,
 ) -> list[PhaseProof]:
     """Take optimizer steps as the trainer does; the phases that were shown to train."""
     parameters = attached.parameters()
@@ -82,7 +86,7 @@ def _run(
         torch.autograd.backward(objective.total(attached.model, batch) / objective.count(batch))
         proof.observe(read_gradients(parameters), step=step + 1)
         optimizer.step()
-        found = proof.after_step(learning_rate=_RATE, step=step + 1)
+        found = proof.after_step(learning_rate=rate, step=step + 1)
         if found is not None and found.unreached:
             raise AssertionError(f"the forward pass does not reach {', '.join(found.unreached[:3])}")
         shown += [found] if found is not None else []
@@ -116,11 +120,11 @@ def try_accumulation(method: str, base: Base) -> None:
 
 
 def try_bfloat16(method: str, base: Base) -> None:
-    """On a base in bfloat16 every tensor of the adapter trains, to finite values, and the base comes back."""
+    """On a base in bfloat16 a small learning rate moves every tensor, to finite values, and the base comes back."""
     model = base.build(torch.bfloat16)
     batch, before = base.batch(model), {n: t.clone() for n, t in model.state_dict().items()}
     attached = attach(method, base, model)
-    train(attached, batch, base.head)
+    _check_small_steps(attached, batch, base.head)
     tensors = {**attached.parameters(), "logits": answers(attached.model, batch)}
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.detach()).all()]
     if bad:
@@ -130,6 +134,52 @@ def try_bfloat16(method: str, base: Base) -> None:
         before[n].dtype != after[n].dtype or not torch.equal(before[n], after[n]) for n in before
     ):
         raise AssertionError("removed, the adapter leaves another base behind")
+
+
+def _check_small_steps(attached: Attachment, batch: dict[str, torch.Tensor], head: Head) -> None:
+    """Train with a small learning rate; of every tensor nearly all that has a gradient has moved, none is rounded away."""
+    parameters = attached.parameters()
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    moved: dict[str, torch.Tensor] = {}
+
+    def look(*_: Any) -> None:  # before a method that allocates sets what it prunes to zero again
+        moved.update({name: p.detach() != start[name] for name, p in parameters.items()})
+
+    steps = max(_RUN, *(attached.steps_to_train(name) for name in parameters))
+    schedule = Schedule(place_phases([], total_steps=steps), steps, _SMALL_RATE, 0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=_SMALL_RATE)
+    optimizer.register_step_post_hook(look)
+    _run(attached, batch, head, schedule, steps=range(steps), optimizer=optimizer, rate=_SMALL_RATE)
+    for name, parameter in parameters.items():
+        reached = moved[name][parameter.grad != 0] if parameter.grad is not None else moved[name][:0]
+        if not len(reached) or float(reached.float().mean()) < _MOST:
+            raise AssertionError(
+                f"{int(reached.sum())} of {len(reached)} values of {name} with a gradient moved in {steps} steps of learning"
+                f" rate {_SMALL_RATE}"
+            )
+
+
+def try_padding(method: str, base: Base) -> None:
+    """A row is answered, and trains, as it does alone, whatever pads a longer neighbour makes it have."""
+    model = base.build(torch.float64, dropout=False)
+    if model.main_input_name != "input_ids":
+        raise NotApplicable("a picture has no pads")
+    batch = base.batch(model)
+    attached = attach(method, base, model, dropout=False)
+    move(attached)
+    first, second = ({name: value[row : row + 1] for name, value in batch.items()} for row in (0, 1))
+    cut = ("input_ids", "attention_mask", *(["labels"] if base.head == "causal" else []))
+    second |= {name: second[name][:, :-PADS] for name in cut}
+    together = answers(attached.model, batch)
+    alone = torch.cat([answers(attached.model, row) for row in (first, second)])
+    apart = float((together - alone).abs().max())
+    if apart > NEARLY * max(1.0, float(alone.abs().max())):
+        raise AssertionError(f"padded and alone, the logits of a row are {apart:.1e} apart")
+    whole, expected = gradients(attached, base.head, [batch])
+    parts, found = gradients(attached, base.head, [first, second])
+    apart = largest_difference(expected, found)
+    if abs(whole - parts) > NEARLY or apart > NEARLY:
+        raise AssertionError(f"padded and alone: loss {whole} and {parts}, gradients {apart:.1e} apart")
 
 
 def try_checkpointing(method: str, base: Base) -> None:
@@ -170,7 +220,9 @@ def try_generation(method: str, base: Base) -> None:
     model = base.build(torch.float64)
     start = getattr(model.config, "decoder_start_token_id", None)
     model.generation_config = GenerationConfig(pad_token_id=0, decoder_start_token_id=start)
-    batch = base.batch(model)
+    batch = base.batch(
+        model, padded=base.head == "seq2seq"
+    )  # prompts of one length: generation pads in front
     prompt = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     attached = attach(method, base, model)
     move(attached)

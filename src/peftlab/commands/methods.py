@@ -30,9 +30,15 @@ PROPERTIES: dict[str, tuple[str, str]] = {
         "A step over two batches of two rows has the loss and the gradients of a step over one batch of four (1e-6 of the"
         " largest, float64, no dropout), with unequally many labels in the rows.",
     ),
+    "padding": (
+        "Padding",
+        "A row that pads fill up beside a longer one has the logits, the loss and the gradients that it has alone (1e-6 of"
+        " the largest, float64, no dropout).",
+    ),
     "bf16": (
         "A base in bfloat16",
-        "Every tensor of the adapter is shown to train, all values stay finite, and the base comes back to the bit.",
+        "Twenty steps with learning rate 2e-4 move every tensor of the adapter (nine in ten of the values that have a"
+        " gradient at least), all values stay finite, and the base comes back to the bit.",
     ),
     "checkpointing": (
         "Gradient checkpointing",

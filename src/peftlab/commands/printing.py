@@ -58,7 +58,7 @@ def _metric_lines(part: Any) -> list[str]:
         interval = score.get("interval")
         span = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
         lines.append(f"{name:<20} {score['value']:8.2f}{span}  ({score['unit']}, n={score['count']})")
-    return lines
+    return lines + [f"{name:<20} not computed: {why}" for name, why in part.get("not_computed", {}).items()]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

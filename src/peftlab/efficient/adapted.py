@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from peftlab.attaching.attachment import ADAPTER
+from peftlab.attaching.occupancy import check_free, occupy
 from peftlab.efficient.embeddings import PrefixTuning, PTuningEmbedding
 from peftlab.efficient.layers import AdaLoRALayer, LoRALinear
 from peftlab.efficient.ranks import RankBudget, orthogonality_loss
@@ -261,9 +262,7 @@ class AdaptedModel:
             NonFiniteError: An update is not finite.
         """
         if self.ptuning_embeddings is not None or self.prefix_tuning is not None:
-            raise MethodError(
-                "virtual tokens and prefixes are not weights: they cannot be merged, only removed"
-            )
+            raise MethodError("virtual tokens and prefixes are no weights: they cannot be merged")
         layers: dict[str, Any] = {**self.lora_layers, **self.adalora_layers}
         if not layers:
             raise MethodError("there is nothing to merge: no LoRA or AdaLoRA is on this model")
@@ -288,21 +287,15 @@ class AdaptedModel:
         return self.model
 
     def _refuse_again(self, call: str, there: object) -> None:
-        """A method can be on a model once.
-
-        Raises:
-            MethodError: It is there already.
-        """
+        """Refuse a method that is on the model already."""
         if there:
-            raise MethodError(
-                f"{call} has been called on this model already; call remove() first to begin anew"
-            )
+            raise MethodError(f"{call} has been called already; call remove() first to begin anew")
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Change the model, freeze what is no adapter; where it fails, leave everything as it was."""
-        first = self._required_grad is None
-        if first:
+        if first := self._required_grad is None:
+            check_free(self.model)
             self._required_grad = {name: p.requires_grad for name, p in self.model.named_parameters()}
         try:
             yield
@@ -311,10 +304,17 @@ class AdaptedModel:
                 self._restore_grad()
                 self._required_grad = None
             raise
+        if first:
+            occupy(self.model, self)
         own = {id(parameter) for parameter in adapter_tensors(self.model).values()}
         for parameter in self.model.parameters():
             if id(parameter) not in own:
                 parameter.requires_grad_(False)
+
+    @property
+    def ended(self) -> str:
+        """Whether its adapters are off the model: "" while they are on it."""
+        return "" if self._required_grad is not None else "removed"
 
     def _restore_grad(self) -> None:
         """Let train again what trained before."""

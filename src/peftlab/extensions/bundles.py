@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peftlab.attaching.extending import check_fit, on_cpu
+from peftlab.attaching.extending import on_cpu
+from peftlab.attaching.tensors import check_fit
 from peftlab.catalog import METHODS
 from peftlab.devices import describe_environment
 from peftlab.errors import CheckpointError, ConfigError, MethodError

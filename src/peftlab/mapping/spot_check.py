@@ -15,7 +15,7 @@ from peftlab.mapping.certifying import complete_inputs
 from peftlab.mapping.outputs import compare_head, compare_outputs, hidden_states_of
 from peftlab.mapping.structure import output_head
 from peftlab.mapping.trace import Call, first_tensor
-from peftlab.mapping.twin import twin_inputs
+from peftlab.mapping.twin import classifies_by_decoder, twin_inputs, with_end
 
 _MOST_TOKENS = 64
 
@@ -41,7 +41,9 @@ def spot_check(model: Any, family: FamilyMap, inputs: Mapping[str, Any] | None =
         for name, value in inputs.items()
         if name != "labels" and value.dim() > 1
     }
-    if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" not in row:
+    if classifies_by_decoder(model):
+        row["input_ids"] = with_end(model, row["input_ids"])  # a long row was cut before its end
+    elif getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" not in row:
         row["decoder_input_ids"] = inputs["input_ids"][:1, :8]
     calls, output = _run(model, family, row)
     found = [_check_stack(family, stack, calls, output) for stack in family.stacks if _claims(family, stack)]

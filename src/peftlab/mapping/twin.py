@@ -17,6 +17,10 @@ from peftlab.mapping.twin_sizes import FILLED, HEADS, KEY_VALUE_HEADS, LAYERS, S
 
 ROWS, LENGTH = 2, 12
 """Rows, and tokens of a row, in the experiments."""
+_MORE = 3
+"""Tokens by which the sequences of a twin's encoder and decoder differ."""
+_CLASSIFIES = "ForSequenceClassification"
+"""How transformers' classes are called that answer with a class of a text."""
 
 
 def twin_config(config: Any, *, num_layers: int = 4, changes: Mapping[str, Any] | None = None) -> Any:
@@ -107,13 +111,17 @@ def _is_config(value: Any) -> bool:
     return hasattr(value, "to_dict") and hasattr(value, "model_type")
 
 
-def build_twin(model_class: type[nn.Module], config: Any, *, seed: int = 0) -> nn.Module:
+def build_twin(
+    model_class: type[nn.Module], config: Any, *, seed: int = 0, told_apart: bool = True
+) -> nn.Module:
     """A tiny random model.
 
     Args:
         model_class: The class of the model.
         config: From `twin_config`.
         seed: Seeds every tensor.
+        told_apart: Whether an encoder-decoder that classifies, and reads one text twice, has some tokens more in its
+            encoder: experiments tell two sequences by their lengths.
 
     Returns:
         The twin in evaluation mode, float32, on the CPU.
@@ -123,6 +131,9 @@ def build_twin(model_class: type[nn.Module], config: Any, *, seed: int = 0) -> n
         torch.manual_seed(seed)
         twin: nn.Module = build(config)
         randomise(twin)
+    if told_apart and classifies_by_decoder(twin):
+        encoder: Any = twin
+        encoder.get_encoder().register_forward_pre_hook(_lengthen, with_kwargs=True)
     return twin.float().eval()
 
 
@@ -151,7 +162,8 @@ def twin_inputs(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
         seed: Seeds the tokens.
 
     Returns:
-        input_ids (2, 12), decoder_input_ids for encoder-decoder models, pixel_values for models that see.
+        input_ids (2, 12), decoder_input_ids (2, 9) for encoder-decoder models that generate, pixel_values for models that
+        see. An encoder-decoder that classifies gives its decoder the same text, and answers from the eos that ends each row.
     """
     config: Any = model.config
     source = torch.Generator().manual_seed(seed)
@@ -166,9 +178,46 @@ def twin_inputs(model: nn.Module, *, seed: int = 0) -> dict[str, torch.Tensor]:
         size = seen.image_size
         height, width = (size, size) if isinstance(size, int) else size
         inputs["pixel_values"] = torch.randn(ROWS, seen.num_channels, height, width, generator=source)
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids.flip(0)[:, : LENGTH - 3]
+    if classifies_by_decoder(model):
+        inputs["input_ids"] = with_end(model, ids)
+    elif getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids.flip(0)[:, : LENGTH - _MORE]
     return inputs
+
+
+def classifies_by_decoder(model: Any) -> bool:
+    """Whether a model is an encoder-decoder that classifies: its decoder reads the encoder's own text.
+
+    Args:
+        model: A model.
+
+    Returns:
+        Whether it is.
+    """
+    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return bool(decodes) and type(model).__name__.endswith(_CLASSIFIES)
+
+
+def _lengthen(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Let an encoder read its first tokens once more at the end."""
+    ids: Any = kwargs.get("input_ids", args[0] if args else None)
+    longer = torch.cat((ids, ids[:, :_MORE]), dim=1)
+    return (longer, *args[1:]) if args else args, kwargs if args else kwargs | {"input_ids": longer}
+
+
+def with_end(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Rows whose last token is the one that ends a text.
+
+    Args:
+        model: A model.
+        ids: Token rows, (rows, tokens).
+
+    Returns:
+        New rows of the same shape.
+    """
+    end = getattr(model.config, "eos_token_id", None)
+    token = end[0] if isinstance(end, list) else 1 if end is None else end
+    return torch.cat((ids[:, :-1], torch.full_like(ids[:, :1], int(token))), dim=1)
 
 
 def _has_two_towers(config: Any) -> bool:

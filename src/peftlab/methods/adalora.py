@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 RATE_TO_LORA = 1.0
 """Where a search for its learning rate begins, as a multiple of LoRA's."""
 
+_TAKING = ("target_rank", "warmup_share", "final_share", "interval_steps", "rank_allocation")
+"""Settings of how ranks are taken."""
+
 
 class Settings(_Settings):
     """What can be set on AdaLoRA."""
@@ -66,6 +69,9 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _falls(self) -> Settings:
+        if not self.adaptive_rank:
+            self._check_effect()
+            return self
         if self.target_rank > self.initial_rank:
             raise ValueError(
                 f"target_rank {self.target_rank} is above initial_rank {self.initial_rank}: ranks are only taken"
@@ -73,6 +79,15 @@ class Settings(_Settings):
         if self.warmup_share + self.final_share >= 1:
             raise ValueError("warmup_share and final_share leave no step in which ranks could be taken")
         return self
+
+    def _check_effect(self) -> None:
+        """Refuse settings of how ranks are taken where none are."""
+        fields = type(self).model_fields
+        unused = [
+            name for name in _TAKING if getattr(self, name) not in (fields[name].default, self.initial_rank)
+        ]
+        if unused:
+            raise ValueError(f"{', '.join(unused)}: no effect with adaptive_rank=false, which takes no ranks")
 
 
 def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Head, seed: int) -> Attachment:

@@ -12,22 +12,15 @@ Source: Lin 2004, section 3.1; rouge_score/rouge_scorer.py, `score_multi`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from rouge_score.rouge_scorer import RougeScorer
-
-from peftlab.errors import EvaluationError
 from peftlab.metric import Score
+from peftlab.rouge_scores import rouge_score
 from peftlab.task import Example
-from peftlab.text_scores import mean_score, require_references
 
 NAME = "rouge_l"
 UNIT = "0-100"
 HIGHER_IS_BETTER = True
-
-_READABLE = re.compile("[a-z0-9]")
 
 
 def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int) -> Score:
@@ -50,17 +43,4 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         >>> print(score(["aromi, a cheap pub"], examples, seed=42))
         rouge_l 88.89 (0-100, n=1)
     """
-    require_references(NAME, predictions, examples)
-    for example in examples:
-        if not any(_READABLE.search(reference.lower()) for reference in example.references):
-            raise EvaluationError(
-                f"{NAME}: no reference of example '{example.id}' has a letter a-z or a digit, and rouge_score reads "
-                "nothing else: use bleu for this language"
-            )
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    values = [
-        100 * float(scorer.score_multi(example.references, prediction)["rougeL"].fmeasure)
-        for prediction, example in zip(predictions, examples, strict=True)
-    ]
-    signature = f"rougeL|fmeasure|stemmer:no|refs:max|mean|rouge_score:{version('rouge_score')}"
-    return mean_score(NAME, values, unit=UNIT, higher_is_better=True, signature=signature, seed=seed)
+    return rouge_score(NAME, "rougeL", predictions, examples, stemmer=False, seed=seed)

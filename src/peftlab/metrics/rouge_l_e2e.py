@@ -4,8 +4,8 @@ $F = (1 + \beta^2) R P / (R + \beta^2 P)$ with $\beta = 1.2$, where $P$ is the l
 references and $R$ the largest $LCS / |reference|$, maybe of another reference; mean over examples. Use it to compare
 with published E2E numbers, and `rouge_l` for everything else.
 
-The official scorer splits words with Stanford's PTB tokenizer in Java. `tokenize` follows its rules as far as texts
-about restaurants need them: on all 15 outputs of TGen the mean equals the official one to its four places, and on
+The official scorer splits words with Stanford's PTB tokenizer in Java. `split_like_stanford` follows its rules as far
+as texts about restaurants need them: on all 15 outputs of TGen the mean equals the official one to its four places, and on
 three of them every one of the 630 segments does (`tests/parity/test_rouge_l_e2e_official.py`). For other texts
 (abbreviations, addresses of web pages, fractions) that is not shown.
 
@@ -15,47 +15,19 @@ bit-parallel LCS.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from peftlab.errors import EvaluationError
 from peftlab.metric import Score
 from peftlab.task import Example
 from peftlab.text_scores import mean_score, require_references
+from peftlab.word_splitting import split_like_stanford
 
 NAME = "rouge_l_e2e"
 UNIT = "0-100"
 HIGHER_IS_BETTER = True
 
 BETA = 1.2  # pycocoevalcap/rouge/rouge.py
-_TOKEN = re.compile(r"\d+(?:[.,:]\d+)+|\.{3,}|-{2,}|[^\W_]+(?:['\-/&][^\W_]+)*|\S")
-_CLITIC = re.compile(r"(.+)(n't|'(?:s|re|ve|ll|d|m))")
-_DROPPED = frozenset(["'", "`", '"', "“", "”", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-_ALIKE = str.maketrans({"’": "'", "‘": "'", "–": "-", "—": "-"})
-
-
-def tokenize(text: str) -> list[str]:
-    """Words as the official scorer sees them: lower-cased, clitics split off, punctuation dropped.
-
-    Args:
-        text: A prediction or a reference.
-
-    Returns:
-        The words.
-
-    Example:
-        >>> tokenize("It isn't family-friendly: £20-25, rated 3.5.")
-        ['it', 'is', "n't", 'family-friendly', '£', '20-25', 'rated', '3.5']
-    """
-    words: list[str] = []
-    for token in _TOKEN.findall(text.lower().translate(_ALIKE)):
-        if token == "cannot":
-            words += ["can", "not"]
-        elif clitic := _CLITIC.fullmatch(token):
-            words += clitic.groups()
-        elif token not in _DROPPED and not re.fullmatch(r"\.{3,}|-{2,}", token):
-            words.append(token)
-    return words
 
 
 def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
@@ -97,8 +69,10 @@ def segment_score(prediction: str, references: Sequence[str]) -> float:
         >>> round(segment_score("a cheap pub", ["A cheap, small pub."]), 4)
         0.8356
     """
-    words = tokenize(prediction)
-    lengths = [(lcs_length(words, other), len(other)) for other in map(tokenize, references) if other]
+    words = split_like_stanford(prediction)
+    lengths = [
+        (lcs_length(words, other), len(other)) for other in map(split_like_stanford, references) if other
+    ]
     precision = max((common / len(words) for common, _ in lengths), default=0.0) if words else 0.0
     recall = max((common / length for common, length in lengths), default=0.0)
     if not precision or not recall:
@@ -127,7 +101,7 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
     """
     require_references(NAME, predictions, examples)
     for example in examples:
-        if not any(map(tokenize, example.references)):
+        if not any(map(split_like_stanford, example.references)):
             raise EvaluationError(
                 f"{NAME}: no reference of example '{example.id}' has a word, only punctuation; check the task's data"
             )

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from peftlab.errors import EvaluationError
-from peftlab.metric import Score, bootstrap_interval, require_pairs
+from peftlab.metric import Score, require_pairs
 from peftlab.task import Example
+from peftlab.text_scores import corpus_score
 
 NAME = "value_coverage"
 UNIT = "rate"
@@ -47,8 +48,12 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         )
     found = np.array([sum(value in prediction for value in values) for prediction, values in pairs])
     asked = np.array([len(values) for _, values in pairs])
-    interval = bootstrap_interval(
-        len(pairs), lambda chosen: float(found[chosen].sum() / asked[chosen].sum()), seed=seed
+    return corpus_score(
+        NAME,
+        np.stack([found, asked], axis=1),
+        lambda sums: float(sums[0] / sums[1]),
+        unit=UNIT,
+        higher_is_better=HIGHER_IS_BETTER,
+        signature="verbatim|case:mixed|micro",
+        seed=seed,
     )
-    value = float(found.sum() / asked.sum())
-    return Score(NAME, value, UNIT, HIGHER_IS_BETTER, len(pairs), interval, "verbatim|case:mixed|micro")

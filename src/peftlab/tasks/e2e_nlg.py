@@ -27,13 +27,12 @@ Licence: CC BY-SA 4.0. Please cite the first paper, and the second for the clean
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from peftlab.data_files import count_note, read_csv
 from peftlab.errors import DataError
 from peftlab.task import Example, Splits
 
@@ -149,59 +148,17 @@ def _find_release(folder: Path) -> Release:
     )
 
 
-def _decode(path: Path) -> str:
-    """The text of a file, without its byte order mark."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; take the upstream file or convert it"
-        ) from error
-
-
-def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file with the line each starts on; empty lines are passed over."""
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
-    while True:
-        start = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, line {start}: not valid CSV ({error}); expected quoted fields"
-            ) from error
-        if fields:
-            yield start, fields
-
-
 def _read(path: Path) -> dict[str, list[str]]:
     """All texts of each meaning, both in file order."""
-    records = _records(path)
-    line, header = next(records, (1, []))
-    columns = [name.strip().lower() for name in header]
-    for needed in ("mr", "ref"):
-        if columns.count(needed) != 1:
-            raise DataError(
-                f"{path}, line {line}: expected a header with one column '{needed}', got {header or 'an empty file'}"
-            )
     grouped: dict[str, list[str]] = {}
-    for line, fields in records:
-        if len(fields) != len(columns):
-            raise DataError(f"{path}, line {line}: {len(fields)} fields, but the header has {len(columns)}")
-        row = dict(zip(columns, (field.strip() for field in fields), strict=True))
-        for needed in ("mr", "ref"):
+    for record in read_csv(path, ("mr", "ref")):
+        row = {column: record.text(column).strip() for column in ("mr", "ref")}
+        for needed in row:
             if not row[needed]:
-                raise DataError(f"{path}, line {line}: '{needed}' is empty; take the row out or fill it")
+                raise DataError(f"{record.where}: '{needed}' is empty; take the row out or fill it")
         if not _ATTRIBUTE.search(row["mr"]):
             raise DataError(
-                f"{path}, line {line}: expected a meaning such as 'name[Aromi], area[riverside]', got '{row['mr']}'"
+                f"{record.where}: expected a meaning such as 'name[Aromi], area[riverside]', got '{row['mr']}'"
             )
         grouped.setdefault(row["mr"], []).append(row["ref"])
     if not grouped:
@@ -213,12 +170,7 @@ def _count_notes(split: str, grouped: Mapping[str, list[str]], published: int) -
     """What a person should know of one file's rows."""
     num_rows = sum(len(texts) for texts in grouped.values())
     num_duplicates = num_rows - sum(len(set(texts)) for texts in grouped.values())
-    notes = []
-    if num_rows != published:
-        notes.append(f"{split}: {num_rows:,} rows (the published set has {published:,})")
-    if num_duplicates:
-        notes.append(f"{split}: duplicate rows kept: {num_duplicates:,}")
-    return notes
+    return count_note(split, num_rows, published, num_duplicates)
 
 
 def _examples(split: str, grouped: Mapping[str, list[str]]) -> tuple[Example, ...]:

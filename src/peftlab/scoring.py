@@ -1,0 +1,80 @@
+"""Scoring a file of outputs: what a system of any make has answered, against a task's references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from peftlab.catalog import TASKS
+from peftlab.evaluation import Evaluator, choose_examples, describe_result, make_folder, scores_file
+from peftlab.files import write_json
+from peftlab.opening import find_reference
+from peftlab.predictions import read_predictions
+from peftlab.task_data import load_splits
+
+
+def evaluate_file(
+    predictions: Path,
+    *,
+    reference: str | None = None,
+    task: str | None = None,
+    data_dir: Path | None = None,
+    split: str = "test",
+    num_samples: int | Literal["all"] | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    output: Path | None = None,
+    directory: Path = Path("runs"),
+) -> dict[str, Any]:
+    """Score answers that stand in a file; no model is loaded.
+
+    Args:
+        predictions: A .jsonl file of rows with "id" and "prediction", or a text file with one answer on each line.
+        reference: A run, an adapter or a model whose task and data are meant; None where `task` says it.
+        task: The task; the reference's own where None.
+        data_dir: The task's data; the reference's own where None.
+        split: "train", "validation" or "test".
+        num_samples: How many examples the file answers, the seeded choice; None and "all" take the whole split.
+        changes: More settings of the section "task".
+        output: A folder for the evaluation; nothing is written where None.
+        directory: Where run folders lie.
+
+    Returns:
+        As in `{task}_evaluation.json`, with the scores under "after".
+
+    Raises:
+        InputError: There is no such task or data, or the file does not answer exactly the examples.
+        EvaluationError: A score cannot be computed.
+    """
+    found = find_reference(reference, task=task, data_dir=data_dir, changes=changes, directory=directory)
+    config, module = found.config, TASKS.load(found.config.task.name)
+    splits = load_splits(config.task, seed=config.training.seed)
+    limit = num_samples if isinstance(num_samples, int) else None
+    examples = choose_examples(splits, split, limit, config.training.seed)
+    answers = read_predictions(predictions, examples)
+    labels_only = bool(splits.labels) and not any(example.references for example in examples)
+    if labels_only:  # a label may be written by name
+        numbers = {name: str(index) for index, name in enumerate(splits.labels)}
+        answers = [numbers.get(answer.strip(), answer.strip()) for answer in answers]
+    evaluator = Evaluator(
+        module,
+        examples,
+        None,
+        head="classification" if labels_only else "causal",
+        max_length=config.task.max_length,
+        max_new_tokens=1,
+        batch_size=1,
+        seed=config.training.seed,
+    )
+    scores = evaluator.score(answers)
+    half = {
+        "metrics": {name: score.to_dict() for name, score in scores.items()},
+        "decoding": {"kind": "given"},
+        "predictions": str(predictions),
+        "seconds": 0.0,
+    } | ({"not_computed": evaluator.not_computed} if evaluator.not_computed else {})
+    result = describe_result(config, split, examples, half)
+    if output is not None:
+        make_folder(output)
+        write_json(output / scores_file(config), result)
+    return result

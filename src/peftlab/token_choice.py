@@ -1,0 +1,122 @@
+"""How the next token is drawn, and where an answer ends: what decoding adds to transformers' own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from peftlab.decoding import DecodingSettings
+from peftlab.streams import seed_for
+
+
+class StopTexts:
+    """Ends rows whose answer holds a text that ends it.
+
+    `StopStringCriteria` of transformers reads the vocabulary instead and fails on tokenizers that cannot write its probe.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        stop: The texts.
+        begins: Where answers begin in a row.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], begins: int) -> None:
+        self.tokenizer, self.stop, self.begins = tokenizer, tuple(stop), begins
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Say which rows have ended.
+
+        Args:
+            input_ids: Prompts and answers so far, shape (batch, seq).
+            scores: Not looked at.
+
+        Returns:
+            Truth values, shape (batch,).
+        """
+        texts = self.tokenizer.batch_decode(
+            input_ids[:, self.begins :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        ended = [any(mark in text for mark in self.stop) for text in texts]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+
+def until_stop(text: str, stop: Sequence[str]) -> str:
+    """An answer up to the first text that ends it.
+
+    Args:
+        text: The answer.
+        stop: The texts.
+
+    Returns:
+        What stands before, stripped.
+    """
+    ends = [text.index(mark) for mark in stop if mark in text]
+    return text[: min(ends, default=len(text))].strip()
+
+
+def make_draws(decoding: DecodingSettings, ids: Sequence[str], seed: int) -> list[Any]:
+    """The warpers of transformers and the draw itself.
+
+    Args:
+        decoding: How tokens are drawn.
+        ids: What the draws of each row are keyed by.
+        seed: Root of the streams.
+
+    Returns:
+        A list of logits processors; empty where nothing is drawn.
+    """
+    if decoding.decoding != "sample":
+        return []
+    from transformers import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    made: list[Any] = LogitsProcessorList()
+    if decoding.temperature is not None:
+        made.append(TemperatureLogitsWarper(decoding.temperature))
+    if decoding.top_k is not None:
+        made.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p is not None:
+        made.append(TopPLogitsWarper(decoding.top_p))
+    made.append(KeyedDraw(ids, seed))
+    return made
+
+
+class KeyedDraw:
+    """Draws one token for each row from a stream of its own, so that a draw depends on no other row and on no batch.
+
+    The likeliest token is taken afterwards: of the draws alone, as everything else is ruled out here.
+
+    Args:
+        ids: What the draws of each row are keyed by.
+        seed: Root of the streams.
+    """
+
+    def __init__(self, ids: Sequence[str], seed: int) -> None:
+        self.ids, self.seed, self.step = list(ids), seed, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Rule out everything but the tokens drawn.
+
+        Args:
+            input_ids: What there is so far, shape (batch, seq).
+            scores: Logits of the next token, shape (batch, vocab).
+
+        Returns:
+            0 for the tokens drawn, minus infinity for all others.
+        """
+        uniform = [
+            np.random.default_rng(seed_for(self.seed, "sampling", name, self.step)).random()
+            for name in self.ids
+        ]
+        self.step += 1
+        heights = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        wanted = torch.tensor(uniform, dtype=torch.float64, device=scores.device)[:, None] * heights[:, -1:]
+        drawn = torch.searchsorted(heights, wanted, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
