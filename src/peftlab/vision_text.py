@@ -103,13 +103,16 @@ def freeze_pretrained(
     Raises:
         MethodError: An adapter would not train, or there are fewer layers than were to be unfrozen.
     """
+    if not isinstance(towers, Mapping):
+        raise MethodError("give the parts by name: {'vision_encoder': ..., 'encoder': ..., 'decoder': ...}")
     unknown = set(towers) - {"vision_encoder", "encoder", "decoder"}
     if unknown:
         raise MethodError(
             f"parts are called vision_encoder, encoder and decoder, not {', '.join(sorted(unknown))}"
         )
-    if unfreeze_encoder_layers is not None and unfreeze_encoder_layers < 0:
-        raise MethodError(f"unfreeze_encoder_layers must be 0 or more, not {unfreeze_encoder_layers}")
+    asked = unfreeze_encoder_layers
+    if asked is not None and (not isinstance(asked, int) or asked < 0):
+        raise MethodError(f"unfreeze_encoder_layers must be a number of layers, 0 or more, not {asked!r}")
     found = {name: _adapter_tensors(tower) for name, tower in towers.items()}
     last = _last_blocks(towers["encoder"], unfreeze_encoder_layers) if "encoder" in towers else []
     for tower in towers.values():
@@ -159,7 +162,13 @@ class VisionTextLoRA:
 
         Raises:
             MissingPeftError: peft is not installed; a RuntimeError.
+            MethodError: An encoder is missing.
         """
+        for name, wanted in (("vision_encoder", self.use_vision_lora), ("encoder", self.use_text_lora)):
+            if wanted and not isinstance(getattr(self, name, None), nn.Module):
+                raise MethodError(
+                    f"this model has no {name} to put LoRA on; set it before, or use_..._lora to False"
+                )
         if self.use_vision_lora:
             self._inject_lora_to_vision_encoder()
         if self.use_text_lora:
@@ -214,6 +223,13 @@ def _peft() -> ModuleType:
 
 def _inject(encoder: nn.Module, *, r: int, alpha: int, dropout: float) -> Any:
     """LoRA on query, key and value, by peft."""
+    if not isinstance(encoder, nn.Module):
+        raise MethodError(f"an encoder is a transformers model, not {encoder!r}")
+    if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise MethodError(
+            f"LoRA needs r of 1 or more, alpha above 0 and dropout from 0 to below 1, not r={r}, alpha={alpha},"
+            f" dropout={dropout}"
+        )
     peft = _peft()
     if _adapter_tensors(encoder):
         raise MethodError(

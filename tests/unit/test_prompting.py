@@ -229,3 +229,12 @@ def test_distilbert_s_width_is_known(method: str) -> None:
 def test_prefixes_need_a_model_that_takes_a_cache() -> None:
     with pytest.raises(MethodError, match=r"past_key_values.*DistilBertForSequenceClassification takes none"):
         attach(build("distilbert"), "prefix_tuning")
+
+
+@pytest.mark.parametrize("method", PROMPTS)
+def test_more_virtual_tokens_than_positions_are_refused(method: str) -> None:
+    base, leaf = tiny_models.build("gpt2"), METHODS.load(method)
+    settings = leaf.Settings(num_virtual_tokens=64)
+    with pytest.raises(MethodError, match=r"64 leaves no room for a text in the 64 positions"):
+        leaf.attach(base, map_model(base), settings, head="causal", seed=0)
+    assert all(p.requires_grad for p in base.parameters())

@@ -164,10 +164,20 @@ def test_bad_input_changes_nothing() -> None:
         model.inject_lora()
     with pytest.raises(MethodError, match=r"unfreeze_encoder_layers is 4, this encoder has 3 layers"):
         model.freeze_pretrained(4)
-    with pytest.raises(MethodError, match=r"must be 0 or more"):
+    with pytest.raises(MethodError, match=r"0 or more"):
         model.freeze_pretrained(-1)
     with pytest.raises(MethodError, match=r"not head"):
         freeze_pretrained({"head": nn.Linear(2, 2)})
+    with pytest.raises(MethodError, match=r"a number of layers, 0 or more, not 'all'"):
+        model.freeze_pretrained("all")
+    with pytest.raises(MethodError, match=r"give the parts by name"):
+        freeze_pretrained([model.encoder])
+    with pytest.raises(MethodError, match=r"r of 1 or more"):
+        inject_lora_to_text_encoder(tiny().encoder, r=0)
+    with pytest.raises(MethodError, match=r"not 'vit'"):
+        inject_lora_to_vision_encoder("vit")
+    with pytest.raises(MethodError, match=r"has no vision_encoder"):
+        VisionTextLoRA().inject_lora()
     with pytest.raises((TargetError, peftlab.ModelError)):
         inject_lora_to_vision_encoder(nn.Linear(2, 2))
     assert states == {name: p.requires_grad for name, p in model.named_parameters()}

@@ -51,6 +51,7 @@ class PromptAttachment(PeftAttachment):
             raise MethodError(
                 f"{name} puts virtual tokens beside a text, and {type(model).__name__} reads none"
             )
+        _check_room(model, config, name)
         _check_reads(model, config, name)
         is_cache = config.peft_type in _CACHES
         if not is_cache:
@@ -213,6 +214,20 @@ class PromptAttachment(PeftAttachment):
         if self._ids is not None:
             self._ids.remove()
         return self._hand_back(self.model.base_model)
+
+
+def _check_room(model: Any, config: Any, name: str) -> None:
+    """Refuse more virtual tokens than the model has positions.
+
+    Raises:
+        MethodError: No text would fit behind them.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and config.num_virtual_tokens >= positions:
+        raise MethodError(
+            f"{name}: num_virtual_tokens {config.num_virtual_tokens} leaves no room for a text in the {positions} positions"
+            f" of this {type(model).__name__}; use fewer, some tens are usual"
+        )
 
 
 def _check_reads(model: Any, config: Any, name: str) -> None:
