@@ -202,13 +202,13 @@ def test_errors_say_what_is_wrong_and_leave_the_model_alone():
         with pytest.raises(ConfigError, match=message):
             validate(new_layer.Settings, values, where="method")
     attach(base, "t5")
-    with pytest.raises(MethodError, match="has (an adapter|new blocks) already"):
+    with pytest.raises(MethodError, match=r"has (an adapter|new blocks) already"):
         attach(base, "t5", position="start")
     small = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24}
     albert = T.AlbertForMaskedLM(T.AlbertConfig(**small, embedding_size=8))
     with pytest.raises(MethodError, match="its blocks run more than once"):
         attach(albert, "bert")
-    with pytest.raises(MethodError, match="(has an adapter|layers of peft) already"):
+    with pytest.raises(MethodError, match=r"(has an adapter|layers of peft) already"):
         attach(attach(build("llama"), "llama", "lora").model, "llama")
     offloaded = build("llama")
     config = offloaded.config
