@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,15 @@ def attach_adapters(
         adapter = adapters[0]
         view = family
         if adapter.scope != WHOLE:
-            view = _without_name(family, _in_towers(adapter).scope)
+            _check_in_towers(adapter)
+            view = replace(family.within(adapter.scope), scope="")  # alone, it is called as every adapter is
         return _attach(model, view, adapter, head=head, seed=seed)
     _check_apart(family, adapters)
     parts: dict[str, PeftAttachment] = {}
     try:
         for adapter in adapters:
-            view = family.within(_in_towers(adapter).scope)
+            _check_in_towers(adapter)
+            view = family.within(adapter.scope)
             own: Head = (
                 "causal" if parts and head == "classification" else head
             )  # the new head is the first one's
@@ -93,14 +96,7 @@ def _attach(
     return attached
 
 
-def _without_name(family: FamilyMap, scope: str) -> FamilyMap:
-    """The map of a tower whose adapter is alone: it is called as every adapter is."""
-    from dataclasses import replace
-
-    return replace(family.within(scope), scope="")
-
-
-def _in_towers(adapter: AdapterSettings) -> AdapterSettings:
+def _check_in_towers(adapter: AdapterSettings) -> None:
     """Refuse a method that does not adapt a single tower."""
     if not getattr(METHODS.load(adapter.method), "IN_TOWERS", False):
         able = [name for name in METHODS.names() if getattr(METHODS.load(name), "IN_TOWERS", False)]
@@ -108,7 +104,6 @@ def _in_towers(adapter: AdapterSettings) -> AdapterSettings:
             f"method '{adapter.method}' has no scope '{adapter.scope}': it adapts the whole model; in a tower use"
             f" {', '.join(able)}"
         )
-    return adapter
 
 
 def _check_apart(family: FamilyMap, adapters: Sequence[AdapterSettings]) -> None:
