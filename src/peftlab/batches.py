@@ -8,7 +8,7 @@ doubles as pad is still learnt. The order of rows is a pure function of the seed
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -249,6 +249,36 @@ class Collator:
         for i, row in enumerate(rows):
             labels[i, : len(row.labels)] = torch.tensor(row.labels)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class PackingCollator:
+    """Puts the rows of a causal model one behind the other, without a pad; `isolation.Isolation` keeps them apart."""
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """One batch.
+
+        Args:
+            rows: The rows.
+
+        Returns:
+            input_ids, labels and position_ids (1, tokens): positions begin anew at each row, and no row's first token
+            carries a label, so that none is predicted from the row before.
+        """
+        return {
+            "input_ids": torch.tensor([[token for row in rows for token in row.input_ids]]),
+            "labels": torch.tensor([[label for row in rows for label in (IGNORED, *row.labels[1:])]]),
+            "position_ids": torch.tensor([[i for row in rows for i in range(len(row.input_ids))]]),
+        }
+
+
+def count_tokens(batch: Mapping[str, torch.Tensor]) -> int:
+    """Tokens of a batch that are no pads.
+
+    Args:
+        batch: From a collator.
+    """
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
 class EpochOrder:

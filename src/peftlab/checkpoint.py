@@ -166,6 +166,20 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def has_ended_at(folder: Path, *, total_steps: int) -> bool:
+    """Whether training had come to its end with a checkpoint.
+
+    Args:
+        folder: The checkpoint folder.
+        total_steps: Steps of the run.
+
+    Returns:
+        True at the last step, and where it was stopped early.
+    """
+    state = read_state(folder)
+    return bool(state["stopped_early"]) or int(state["step"]) >= total_steps
+
+
 def _tuples(value: Any) -> Any:
     """Lists back to the tuples that JSON made of them (betas)."""
     return tuple(value) if isinstance(value, list) else value

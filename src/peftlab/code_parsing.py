@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from peftlab.errors import EvaluationError, NotComputedError
+from peftlab.errors import NotComputedError
 from peftlab.task import Example
 
 LANGUAGES = ("python", "java", "javascript")
@@ -141,8 +141,7 @@ def language_of(examples: Sequence[Example]) -> str:
         One of `LANGUAGES`.
 
     Raises:
-        EvaluationError: Less than half of the references are valid in any.
-        NotComputedError: tree-sitter or a grammar is not installed.
+        NotComputedError: Less than half of the references are valid in any, or tree-sitter or a grammar is not installed.
 
     Example:
         >>> language_of([Example("test-0", "s", ("int f() { return 1; }",))])
@@ -153,7 +152,7 @@ def language_of(examples: Sequence[Example]) -> str:
     best = max(LANGUAGES, key=lambda language: valid[language])
     if 2 * valid[best] < len(texts):
         told = ", ".join(f"{count} as {language}" for language, count in valid.items())
-        raise EvaluationError(
+        raise NotComputedError(
             f"the references are no code that can be read: of {len(texts)} are valid {told}; "
             "code metrics are for tasks whose answers are Python, Java or JavaScript"
         )

@@ -12,7 +12,8 @@ from peftlab.tables import show_bytes, show_count, show_score, show_seconds
 
 _NOT_SETTINGS = ("output",)
 """Sections of the config that say where results go, not what is done."""
-_ABSENT = "(none)"
+_ABSENT = "-"
+"""Stands for what a run does not have: no such setting, or one that is not set; no result yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,17 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
     elif isinstance(value, list) and any(isinstance(inner, (Mapping, list)) for inner in value):
         pairs = [(f"{prefix}[{i}]", inner) for i, inner in enumerate(value)]
     else:
-        return {prefix: ", ".join(map(str, value)) if isinstance(value, list) else str(value)}
+        return {prefix: _plain(value)}
     return {key: text for name, inner in pairs for key, text in _flatten(inner, name).items()}
+
+
+def _plain(value: Any) -> str:
+    """A value as text: what is not set, or an empty list, as what is absent."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or _ABSENT
+    return (
+        _ABSENT if value in (None, {}, "none") else str(value)
+    )  # "none" is a setting's own word for nothing
 
 
 def result_rows(runs: Sequence[RunFolder]) -> list[list[Any]]:
@@ -250,7 +260,7 @@ def find_obstacles(runs: Sequence[RunFolder]) -> list[str]:
         ],
     }
     notes = [
-        f"{sentence}: {' / '.join(str(v) for v in values)}"
+        f"{sentence}: {' / '.join(_plain(v) for v in values)}"
         for sentence, values in facts.items()
         if len({str(value) for value in values if value is not None}) > 1
     ]

@@ -139,6 +139,7 @@ class ScheduleSettings(Settings):
         return self
 
 
+Layout = Literal["auto", "padded", "packed"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
@@ -151,6 +152,11 @@ class TrainingSettings(Settings):
     """Rows in one forward pass of one process."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes whose gradients make one optimizer step."""
+    layout: Layout = "auto"
+    """How the rows of a batch lie: padded to the longest, packed without pads, each alone, or auto, the cheaper of both."""
+    trunk_cache_gigabytes: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    """Most that kept hidden states may take on disk: of frozen blocks below all that trains, read again in later passes over
+    the same rows; 0 keeps none."""
     auto_batch_size: bool = False
     """Whether both are chosen anew, with the same product, so that the longest batch fits into memory."""
     learning_rate: float = Field(default=2e-4, gt=0, allow_inf_nan=False)
@@ -199,6 +205,8 @@ class EvaluationSettings(DecodingSettings):
     def _has_effect(self) -> EvaluationSettings:
         if not self.enabled and self.num_samples is not None:
             raise ValueError("num_samples (--eval_samples) has no effect where evaluation is off (--no_eval)")
+        if not self.enabled and self.perplexity:
+            raise ValueError("perplexity has no effect where evaluation is off (--no_eval)")
         return self
 
 

@@ -1,4 +1,4 @@
-"""How an answer is decoded: greedy, beam search or sampling, where it stops and how long it may grow."""
+"""What a model is asked for, and how an answer is decoded: greedy, by beams or sampling, where it stops, how long it is."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from peftlab.errors import ConfigError
 from peftlab.settings import Settings
 
 NUM_BEAMS = 4
 """Beams where none are asked for."""
 MAX_NEW_TOKENS = 96
 """Longest answer of a task that says nothing of its own."""
-_ONLY_FOR = {
+ONE_KIND_ALONE = {
     "num_beams": "beam",
     "length_penalty": "beam",
     "temperature": "sample",
@@ -21,11 +22,15 @@ _ONLY_FOR = {
     "sampling_seed": "sample",
 }
 """Setting to the kind of decoding that reads it."""
+WRITTEN_ALONE = (*ONE_KIND_ALONE, "stop", "max_new_tokens")
+"""Settings that only answers read that the model writes."""
 
 
 class DecodingSettings(Settings):
-    """How answers are decoded; a setting that the chosen kind does not read is an error."""
+    """What a model is asked for and how answers are decoded; a setting that the chosen kind does not read is an error."""
 
+    answers: Literal["generate", "likelihood"] = "generate"
+    """Have the model write its answer, or take the label that it finds the most likely (tasks with labels alone)."""
     decoding: Literal["greedy", "beam", "sample"] = "greedy"
     """Take the likeliest token, search with beams, or draw."""
     num_beams: int | None = Field(default=None, ge=2)
@@ -44,10 +49,20 @@ class DecodingSettings(Settings):
     """Texts at which an answer ends; they are no part of it."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Longest answer in tokens; None is the task's own, or 96."""
+    perplexity: bool = False
+    """Whether the model's perplexity over the references' tokens is scored too; models that write have one."""
 
     @model_validator(mode="after")
     def _decoding_reads_it(self) -> DecodingSettings:
-        for name, kind in _ONLY_FOR.items():
+        if self.answers == "likelihood":
+            idle = [name for name in WRITTEN_ALONE if getattr(self, name)]
+            idle += ["decoding"] if self.decoding != "greedy" else []
+            if idle:
+                raise ValueError(
+                    f"{', '.join(idle)} has no effect where labels are compared by likelihood; set answers to generate,"
+                    " or leave it out"
+                )
+        for name, kind in ONE_KIND_ALONE.items():
             if getattr(self, name) is not None and self.decoding != kind:
                 raise ValueError(
                     f"{name} has no effect on {self.decoding} decoding; set decoding to {kind}, or leave it out"
@@ -79,6 +94,8 @@ class DecodingSettings(Settings):
         Returns:
             JSON-ready: the kind, and the settings it reads.
         """
+        if self.answers == "likelihood":
+            return {"kind": "the most likely label"}
         told: dict[str, Any] = {"kind": self.decoding}
         if self.decoding == "beam":
             penalty = 1.0 if self.length_penalty is None else self.length_penalty
@@ -87,3 +104,31 @@ class DecodingSettings(Settings):
             told |= {"temperature": self.temperature or 1.0, "top_k": self.top_k, "top_p": self.top_p}
             told |= {"seed": seed if self.sampling_seed is None else self.sampling_seed}
         return told | ({"stop": list(self.stop)} if self.stop else {})
+
+
+def check_asked(task: Any, head: str, decoding: DecodingSettings) -> None:
+    """Refuse what a task or a model has no place for.
+
+    Args:
+        task: The task's module.
+        head: What the model ends in.
+        decoding: What is asked of the model.
+
+    Raises:
+        ConfigError: Labels shall be compared where there are none or where the model is a classifier, or a classifier's
+            perplexity is asked for.
+    """
+    if decoding.answers == "likelihood" and (head == "classification" or not hasattr(task, "LABELS")):
+        why = (
+            "it is a classifier, and its class logits are compared already"
+            if head == "classification"
+            else "its data set has no labels to compare"
+        )
+        raise ConfigError(
+            f"evaluation.answers=likelihood (by_likelihood) has no effect on this model: {why}; leave it out"
+        )
+    if decoding.perplexity and head == "classification":
+        raise ConfigError(
+            "evaluation.perplexity: an encoder with a classification head gives one class and no tokens, so its answers"
+            " have no perplexity; leave it out, or take a model that writes"
+        )

@@ -26,6 +26,7 @@ class EvaluationResult:
         seconds: Time the answers took.
         predictions: For each example its id, the prediction and the references.
         not_computed: Metrics that this machine cannot compute, with what to install.
+        examples: Ids and scores of the examples that the headline scores best, worst, and of some drawn at random.
     """
 
     task: str
@@ -38,6 +39,7 @@ class EvaluationResult:
     seconds: float
     predictions: list[dict[str, Any]] = field(default_factory=list)
     not_computed: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
         """The value of a metric, or "num_samples".

@@ -25,7 +25,6 @@ from peftlab.devices import (
     choose_device,
     describe_environment,
     explain_device,
-    explain_dtype,
     num_processes,
     peak_memory,
     process_rank,
@@ -42,12 +41,12 @@ from peftlab.mapping.spot_check import spot_check
 from peftlab.memory.fitting import NOT_PREDICTED, plan_memory
 from peftlab.memory.splitting import describe_split, longest_batch, split_step
 from peftlab.method import Attachment
-from peftlab.objective import ModelLoss
 from peftlab.probe import ProbeContext, Recording
 from peftlab.progress import RunCallback
 from peftlab.proof import fingerprint
 from peftlab.resolve import Resolved, resolve
 from peftlab.run import RunFolder
+from peftlab.step_engine import choose_engine
 from peftlab.store import BundleFacts, save_bundle
 from peftlab.trainer import LabTrainer
 from peftlab.training import TrainingParts, ignore_event, make_arguments
@@ -108,7 +107,7 @@ def execute(
     if config.training.auto_batch_size and resume is None:  # what is resumed goes on as it was split
         resolved = _split(resolved)
     first = process_rank() == 0
-    run = _open_folder(resolved.config, resume)
+    run = _open_folder(resolved.config, resume, name=config.run_name())
     try:
         _Execution(resolved, run, show if first else _silent).carry_out()
     except KeyboardInterrupt:
@@ -137,14 +136,14 @@ def _silent(_: str) -> None:
     """Shows nothing: what processes other than the first say."""
 
 
-def _open_folder(config: RunConfig, resume: Path | None) -> RunFolder:
-    """The run folder, made by the first process and told to the others."""
+def _open_folder(config: RunConfig, resume: Path | None, *, name: str) -> RunFolder:
+    """The run folder, made by the first process and told to the others; named after what was asked for."""
     path: list[str | None] = [None]
     if process_rank() == 0:
         run = (
             RunFolder(resume)
             if resume is not None
-            else RunFolder.create(config.output.directory, config.run_name())
+            else RunFolder.create(config.output.directory, name)
         )
         path = [str(run.path)]
     if num_processes() > 1:
@@ -225,13 +224,13 @@ class _Execution:
             write_json(run.path / "environment.json", describe_environment(Path.cwd()))
             write_json(run.path / "preflight.json", self.resolved.preflight)
             device = explain_device(config.model.device)
-            dtype = explain_dtype(config.model.dtype, device.device)
+            dtype = self.resolved.preflight["dtype"]
             run.append_event(
                 "run_started",
                 name=run.path.name,
                 fingerprint=config.fingerprint(),
                 device=f"{device.device}: {device.reason}",
-                dtype=f"{str(dtype.dtype).removeprefix('torch.')}: {dtype.reason}",
+                dtype=f"{dtype['name']}: {dtype['reason']}",
             )
             config.save(run.path / "config.yaml")
         from peftlab.tables import render_preflight
@@ -288,7 +287,7 @@ class _Execution:
             "num_examples": len(self.resolved.test_examples),
         }
         write_json(self.evaluation_file, whole | {"before": None, "after": None} | kept | {when: half})
-        self.show(f"{when} training: " + "; ".join(str(score) for score in evaluation.scores.values()))
+        self.show(f"{when} training: {evaluator.tell(evaluation)}")
         return half
 
     def _train(self, attachment: Attachment) -> dict[str, Any]:
@@ -303,17 +302,23 @@ class _Execution:
             probes |= attachment.probes()
         first = process_rank() == 0
         callback = RunCallback(patience=config.training.early_stopping_patience, quiet=not first)
+        pad_id, head = resolved.source.tokenizer.pad_token_id, resolved.source.head
+        engine = choose_engine(attachment, resolved.train_rows, config.training, head=head, pad_id=pad_id)
+        if first:
+            self.run.append_event("steps_prepared", **engine.found)
         parts = TrainingParts(
             attachment=attachment,
             schedule=resolved.schedule,
-            objective=ModelLoss(resolved.source.head),
-            collator=Collator(resolved.source.tokenizer.pad_token_id, resolved.source.head),
+            objective=engine.objective,
+            collator=Collator(pad_id, head),
             train_rows=resolved.train_rows,
             validation_rows=resolved.validation_rows,
             probes=probes,
             event=self.run.append_event if first else ignore_event,
             keep_checkpoints=config.training.keep_checkpoints,
             seed=config.training.seed,
+            isolation=engine.isolation,
+            trunk_bytes=int(config.training.trunk_cache_gigabytes * 10**9),
         )
         trainer = LabTrainer(
             parts, make_arguments(config, self.run.checkpoints, resolved.schedule), [callback]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import distributed
 
-from peftlab.checkpoint import last_good_checkpoint, list_checkpoints, read_state
+from peftlab.checkpoint import has_ended_at, last_good_checkpoint, list_checkpoints, read_state
 from peftlab.devices import num_processes, process_rank
 from peftlab.errors import Interrupted
 from peftlab.files import write_json
@@ -65,7 +65,8 @@ class Fit:
             self._choose(done, select_best=select_best)
             return done
         checkpoint = self._find_checkpoint()
-        if checkpoint is not None and self.trainer.has_ended_at(checkpoint):
+        total = self.trainer.parts.schedule.total_steps
+        if checkpoint is not None and has_ended_at(checkpoint, total_steps=total):
             self.trainer.restore_logs(checkpoint)
             done = self._describe_ended(checkpoint)
         else:

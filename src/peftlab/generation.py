@@ -2,6 +2,8 @@
 
 Decoder-only models are padded on the left, so that every prompt ends where generation begins. Prompts are the rows that
 training saw (law 5). Prompts of similar length are decoded together; the answers come back in the order of the prompts.
+Some models answer otherwise where there are pads, or beside another prompt (RWKV, XLNet). This is tried before: where a
+padded prompt is not answered as it is alone, only prompts of one length are decoded together, or each by itself.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from peftlab.batches import RowBuilder
 from peftlab.decoding import DecodingSettings
 from peftlab.errors import EvaluationError
 from peftlab.method import Head
-from peftlab.token_choice import StopTexts, make_draws, until_stop
+from peftlab.token_choice import FiniteLogits, StopTexts, make_draws, until_stop
 
 if TYPE_CHECKING:
     from peftlab.store import Opened
 
 GREEDY = DecodingSettings()
 """The decoding where none is asked for."""
+_TRIAL_PADS = 32
 
 
 def generate(
@@ -64,7 +67,8 @@ def generate(
         The answers, stripped, without special tokens.
 
     Raises:
-        EvaluationError: One prompt alone does not fit the memory.
+        EvaluationError: One prompt alone does not fit the memory, a logit is not finite, or the model cannot be decoded
+            so.
     """
     answers = [""] * len(prompts)
     names = [str(number) for number in range(len(prompts))] if ids is None else list(ids)
@@ -73,15 +77,27 @@ def generate(
     was_training = model.training
     model.eval()
     padded = head == "seq2seq" or not _has_virtual_tokens(model)
+    if batch_size > 1 and len(prompts) > 1:
+        alike, padded = _try_together(model, tokenizer, prompts, head, padded=padded)
+        batch_size = batch_size if alike else 1
     waiting = deque(_batches(prompts, batch_size, padded=padded))
     while waiting:
         chosen = waiting.popleft()
         rows = [prompts[i] for i in chosen]
-        draws = make_draws(decoding, [names[i] for i in chosen], root)
+        asked = [names[i] for i in chosen]
+        processors = [FiniteLogits(asked, config.eos_token_id), *make_draws(decoding, asked, root)]
         try:
-            texts = _answer_batch(model, tokenizer, rows, head, config, draws, decoding.stop)
+            texts = _answer_batch(model, tokenizer, rows, head, config, processors, decoding.stop)
         except torch.OutOfMemoryError:
             texts = None  # the batch is halved below, outside of the exception that holds its tensors
+        except (
+            ValueError,
+            NotImplementedError,
+        ) as error:  # what transformers raises where a model lacks a way to decode
+            raise EvaluationError(
+                f"{type(model).__name__} cannot be decoded so ({decoding.decoding}): {error}; try another"
+                " evaluation.decoding"
+            ) from error
         if texts is None:
             _make_room(model, rows)
             half = len(chosen) // 2
@@ -104,7 +120,7 @@ def _answer_batch(
     rows: list[list[int]],
     head: Head,
     config: Any,
-    draws: list[Any],
+    processors: list[Any],
     stop: Sequence[str],
 ) -> list[str]:
     """The answers of one batch, decoded together."""
@@ -118,7 +134,7 @@ def _answer_batch(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=config,
-            **({"logits_processor": draws} if draws else {}),
+            logits_processor=processors,
             **({"stopping_criteria": [StopTexts(tokenizer, stop, begins)]} if stop else {}),
         )
     new = output[:, begins:]
@@ -126,6 +142,50 @@ def _answer_batch(
         new, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     return texts
+
+
+def _try_together(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], head: Head, *, padded: bool
+) -> tuple[bool, bool]:
+    """Whether a prompt is answered as it is alone beside another of its length, and padded (where it may be)."""
+    short, longest = min(prompts, key=len), max(prompts, key=len)
+    other = longest[: len(short)] if longest[: len(short)] != short else longest[-len(short) :]
+    try:
+        alone = _first_logits(model, tokenizer, [short], head)
+        if padded and len(short) < len(longest):
+            beside = _first_logits(model, tokenizer, [short, longest[: len(short) + _TRIAL_PADS]], head)
+            if _are_close(model, alone, beside):
+                return True, True
+        return _are_close(model, alone, _first_logits(model, tokenizer, [short, other], head)), False
+    except (torch.OutOfMemoryError, ValueError, NotImplementedError):
+        return True, padded  # told where the prompts are answered
+
+
+def _first_logits(model: Any, tokenizer: Any, rows: list[list[int]], head: Head) -> torch.Tensor:
+    """The logits of the first answer's first two tokens, shape (2 * vocab,), got as the answers are."""
+    device = next(model.parameters()).device
+    ids, mask = _pad(rows, tokenizer.pad_token_id, left=head == "causal")
+    config = decoding_config(tokenizer, 2)
+    config.output_logits, config.return_dict_in_generate, config.eos_token_id = True, True, None
+    with torch.inference_mode(), warnings.catch_warnings(), _only(config, model) as config:
+        warnings.filterwarnings("ignore", message="Position ids are not supported")
+        output = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+        )
+    return torch.cat([step[0] for step in output.logits])
+
+
+def _are_close(model: Any, alone: torch.Tensor, beside: torch.Tensor) -> bool:
+    """Whether logits agree up to the root of what the model's numbers are rounded to, of their range."""
+    known = alone.isfinite()
+    if not bool(known.any()):
+        return True  # told where the prompts are answered
+    kinds = {alone.dtype, torch.float32, *(p.dtype for p in model.parameters() if p.is_floating_point())}
+    allowed = max(torch.finfo(kind).eps for kind in kinds) ** 0.5
+    alone, difference = alone[known], (alone[known] - beside[known]).abs().max()
+    return bool((known == beside.isfinite()).all()) and bool(
+        difference <= allowed * (alone.max() - alone.min())
+    )
 
 
 def _make_room(model: Any, rows: list[list[int]]) -> None:
@@ -218,6 +278,9 @@ def classify(model: Any, prompts: Sequence[list[int]], *, pad_id: int, batch_siz
 
     Returns:
         The index of the largest logit of each row, as a string.
+
+    Raises:
+        EvaluationError: A logit is not finite.
     """
     was_training = model.training
     model.eval()
@@ -227,6 +290,10 @@ def classify(model: Any, prompts: Sequence[list[int]], *, pad_id: int, batch_siz
         ids, mask = _pad(list(prompts[start : start + batch_size]), pad_id, left=False)
         with torch.inference_mode():
             logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        if not bool(logits.isfinite().all()):
+            raise EvaluationError(
+                "the model's logits are not finite, so no class is the likeliest; check the model and its number type"
+            )
         answers += [str(i) for i in logits.argmax(dim=-1).tolist()]
     model.train(was_training)
     return answers

@@ -7,9 +7,10 @@ names, so that there is one way to read a data set. No code of a data set is run
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,38 @@ from peftlab.errors import CheckpointError, DataError, OutputError
 from peftlab.files import new_folder, verify_folder, write_text
 
 INSTALL = 'pip install "peftlab[hub]"'
+Rows = Iterable[Mapping[str, Any]]
 _SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 """Split to the names it has on the hub, the usual one first."""
 
 
-def save_hub_data(name: str, *, names: Mapping[str, str], columns: Mapping[str, str] | None = None) -> Path:
+def save_hub_data(
+    name: str,
+    *,
+    names: Mapping[str, str],
+    columns: Mapping[str, str] | None = None,
+    convert: Callable[[str, Rows], Mapping[str, Rows]] | None = None,
+) -> Path:
     """A data set of the hub as files.
 
     Args:
         name: "org/name", or "org/name:subset" where it has several; a local folder of data files works too.
         names: File name of each split, e.g. {"train": "train.jsonl", ...}; ends in .jsonl, .json or .csv.
         columns: Names on the hub to names in the files; other columns keep theirs.
+        convert: From the file's name and the split's rows to the rows of every file that is made of them; None is that
+            one file with the rows as they are.
 
     Returns:
-        The folder; made once, and made anew where a file in it has changed.
+        The folder, one for each form in which a task reads; made once, and made anew where a file in it has changed.
 
     Raises:
-        DataError: `datasets` is not installed, the data set cannot be had, or has no train split.
+        DataError: `datasets` is not installed, the data set cannot be had, has no train split, or other columns than the
+            task's.
         OutputError: The cache cannot be written.
     """
-    folder = cache_folder() / "hub" / name.replace("/", "--").replace(":", "--")
+    form = json.dumps([dict(names), dict(columns or {}), getattr(convert, "__module__", "")], sort_keys=True)
+    plain = name.replace("/", "--").replace(":", "--")
+    folder = cache_folder() / "hub" / f"{plain}-{hashlib.sha256(form.encode()).hexdigest()[:8]}"
     is_local = Path(name.partition(":")[0]).exists()  # what lies here may have changed since
     if not is_local and _is_whole(folder, names):
         return folder
@@ -52,7 +65,8 @@ def save_hub_data(name: str, *, names: Mapping[str, str], columns: Mapping[str, 
                 (found[spelling] for spelling in _SPLITS.get(split, (split,)) if spelling in found), None
             )
             if part is not None:
-                write_text(aside / file, _text(part, file, columns or {}))
+                for place, rows in _converted(convert, file, part, name).items():
+                    write_text(aside / place, _text(rows, place, columns or {}))
             elif split == "train":
                 raise DataError(
                     f"the data set {name} has no train split; it has {', '.join(found) or 'none'}"
@@ -93,6 +107,21 @@ def _load(name: str) -> Mapping[str, Iterable[Mapping[str, Any]]]:
         ) from error
     splits: Mapping[str, Iterable[Mapping[str, Any]]] = loaded
     return splits
+
+
+def _converted(
+    convert: Callable[[str, Rows], Mapping[str, Rows]] | None, file: str, rows: Rows, name: str
+) -> Mapping[str, Rows]:
+    """The files that are made of one split."""
+    if convert is None:
+        return {file: rows}
+    try:
+        return convert(file, rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the data set {name} has other columns than this task reads ({file}: {error}); take the one that the task's"
+            " documentation names, or give your own files with --data-dir"
+        ) from None
 
 
 def _text(rows: Iterable[Mapping[str, Any]], file: str, columns: Mapping[str, str]) -> str:

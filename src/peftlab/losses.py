@@ -18,12 +18,14 @@ class Losses:
         training: The training losses.
         validation_steps: Step of each validation loss.
         validation: The validation losses.
+        beside: What the training losses hold beside the cross-entropy, which the validation losses do not; "" for nothing.
     """
 
     steps: list[int]
     training: list[float]
     validation_steps: list[int]
     validation: list[float]
+    beside: str = ""
 
 
 def read_losses(run: RunFolder) -> Losses:
@@ -46,4 +48,17 @@ def read_losses(run: RunFolder) -> Losses:
         elif event["event"] == "validated":
             validation[event["step"]] = float(event["validation_loss"])
     steps, marks = sorted(training), sorted(validation)
-    return Losses(steps, [training[s] for s in steps], marks, [validation[s] for s in marks])
+    return Losses(
+        steps, [training[s] for s in steps], marks, [validation[s] for s in marks], beside=_beside(run)
+    )
+
+
+def _beside(run: RunFolder) -> str:
+    """What a run's method adds to its training loss."""
+    adapters = run.config.get("adapters") or [] if run.has(RunFolder.CONFIG) else []
+    weights = [
+        (adapter.get("settings") or {}).get("orthogonality")
+        for adapter in adapters
+        if adapter.get("method") == "adalora"
+    ]
+    return "AdaLoRA's orthogonality term" if any(weights) else ""

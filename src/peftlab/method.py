@@ -89,6 +89,10 @@ class Attachment(Protocol):
         """The model without anything that the method adds to its loss: for validation."""
         ...
 
+    def penalty(self) -> torch.Tensor | None:
+        """What the method adds to each training loss, which `model` does where it computes the loss itself; mostly None."""
+        ...
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that is needed to go on training, by name: what a checkpoint keeps."""
         ...
@@ -136,6 +140,15 @@ class OrdinaryTraining:
             kind: The trainer's optimizer class.
             options: Its settings.
             weight_decay: Weight decay.
+
+        Returns:
+            None.
+        """
+        return None
+
+
+    def penalty(self) -> torch.Tensor | None:
+        """Nothing is added to the loss.
 
         Returns:
             None.

@@ -12,16 +12,22 @@ class Recommendation:
     """A method and where to begin with it.
 
     Attributes:
-        method: "lora", "ptuning", "adalora" or "prefix".
+        method: The document's spelling: "lora", "ptuning", "adalora" or "prefix", as in the manager's `apply_...`.
         settings: Arguments of the manager's `apply_...` of that method.
         reason: The document's reason.
         command: The same as a run. AdaLoRA's rank is there what a module keeps on average, not what it begins with.
+        name: The method as `--method` and `peftlab.finetune` take it: "lora", "p_tuning", "adalora" or "prefix_tuning".
     """
 
     method: str
     settings: dict[str, int | float | bool] = field(hash=False)
     reason: str
     command: str
+
+    @property
+    def name(self) -> str:
+        """The method as `--method` and `peftlab.finetune` take it."""
+        return {"ptuning": "p_tuning", "prefix": "prefix_tuning"}.get(self.method, self.method)
 
 
 _GUIDE = {
@@ -67,8 +73,8 @@ def recommend(task_type: str) -> Recommendation:
         UnknownNameError: It is none of these.
 
     Example:
-        >>> recommend("general").method, recommend("general").settings["rank"]
-        ('lora', 8)
+        >>> recommend("language").method, recommend("language").name
+        ('ptuning', 'p_tuning')
     """
     if task_type not in _GUIDE:
         raise UnknownNameError("task type", task_type, _GUIDE)

@@ -37,6 +37,7 @@ class Moments(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """What no phase trained is compared a last time."""
+        """What no phase trained is compared a last time; an adapter of another step may be loaded next."""
+        self._trainer.passes.close()
         self._trainer.proof.check_frozen()
         self._trainer.switch.end()

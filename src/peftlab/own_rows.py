@@ -17,7 +17,12 @@ Row = Mapping[str, Any]
 
 
 def from_rows(
-    rows: Sequence[Row], *, seed: int, validation_fraction: float = 0.1, test_fraction: float = 0.1
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    places: Sequence[str] = (),
 ) -> Splits:
     """Split rows into train, validation and test.
 
@@ -30,6 +35,7 @@ def from_rows(
         seed: Seeds the split.
         validation_fraction: Share of different prompts for validation, in (0, 1); at least one prompt.
         test_fraction: Share of different prompts for test, in (0, 1); at least one prompt.
+        places: Where each row stands, for messages; "row 0", "row 1" ... where empty.
 
     Returns:
         The splits, examples in the order of their rows, ids "row-<index of the first row>", with the class names of
@@ -46,7 +52,7 @@ def from_rows(
     for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
         if not 0 < fraction < 1:
             raise DataError(f"{name} must lie between 0 and 1, both excluded; got {fraction}")
-    shape = _check(rows)
+    shape = _check(rows, places)
     examples = _text_examples(rows) if shape == SHAPES[0] else _label_examples(rows)
     prompts = sorted({e.source for e in examples}, key=lambda prompt: _digest(prompt, seed))
     num_test = max(1, round(test_fraction * len(prompts)))
@@ -112,7 +118,7 @@ def _digest(prompt: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:{prompt}".encode("utf-8", "surrogatepass")).digest()
 
 
-def _check(rows: Sequence[Row]) -> tuple[str, str]:
+def _check(rows: Sequence[Row], places: Sequence[str] = ()) -> tuple[str, str]:
     """The shape of the rows, after all of them were found to be well formed."""
     if not rows:
         raise DataError("there are no rows; give at least three with different prompts")
@@ -122,36 +128,37 @@ def _check(rows: Sequence[Row]) -> tuple[str, str]:
     )
     kinds: set[type] = set()
     for index, row in enumerate(rows):
+        place = places[index] if places else f"row {index}"
         if not isinstance(row, Mapping):
-            raise DataError(f"row {index}: expected a mapping with {_keys(shape)}, got {type(row).__name__}")
+            raise DataError(f"{place}: expected a mapping with {_keys(shape)}, got {type(row).__name__}")
         for key in row:
             if key not in shape:
                 hint = did_you_mean(str(key), shape)
                 raise DataError(
-                    f"row {index}: unknown key {key!r}{hint}; expected {_keys(shape)} and nothing else"
+                    f"{place}: unknown key {key!r}{hint}; expected {_keys(shape)} and nothing else"
                 )
         for key in shape:
             if key not in row:
-                raise DataError(f"row {index}: '{key}' is missing; expected {_keys(shape)}")
-            kinds |= _check_value(index, key, row[key])
+                raise DataError(f"{place}: '{key}' is missing; expected {_keys(shape)}")
+            kinds |= _check_value(place, key, row[key])
         if len(kinds) > 1:
             raise DataError(
-                f"row {index}: 'label' is a {type(row['label']).__name__}, unlike those before; use names or indices"
+                f"{place}: 'label' is a {type(row['label']).__name__}, unlike those before; use names or indices"
             )
     return shape
 
 
-def _check_value(index: int, key: str, value: object) -> set[type]:
+def _check_value(place: str, key: str, value: object) -> set[type]:
     """Refuse a bad value; the type of a label, so that a mixture is seen."""
     if key == "label" and isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
-            raise DataError(f"row {index}: 'label' is {value}; class indices start at 0")
+            raise DataError(f"{place}: 'label' is {value}; class indices start at 0")
         return {int}
     if not isinstance(value, str):
         wanted = "a string or an integer" if key == "label" else "a string"
-        raise DataError(f"row {index}: '{key}' must be {wanted}, got {type(value).__name__}")
+        raise DataError(f"{place}: '{key}' must be {wanted}, got {type(value).__name__}")
     if not value.strip():
-        raise DataError(f"row {index}: '{key}' is empty; fill it or leave the row out")
+        raise DataError(f"{place}: '{key}' is empty; fill it or leave the row out")
     return {str} if key == "label" else set()
 
 

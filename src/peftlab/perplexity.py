@@ -7,7 +7,7 @@ only models that share one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,14 @@ NAME = "perplexity"
 IGNORED = -100  # the label of a token that is not to be answered: prompt and padding
 
 
-def perplexity(model: Any, batches: Iterable[Mapping[str, Any]], *, seed: int) -> Score:
+def perplexity(
+    model: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    seed: int,
+    groups: Sequence[int] | None = None,
+    left_out: int = 0,
+) -> Score:
     r"""Perplexity over the tokens with a label.
 
     $\exp(-\frac{1}{T} \sum_t \log p(y_t | y_{<t}, x))$ over all T labelled tokens of all rows together.
@@ -31,10 +38,13 @@ def perplexity(model: Any, batches: Iterable[Mapping[str, Any]], *, seed: int) -
         batches: Collated rows on the model's device, each with `labels` of shape (batch, seq), -100 where a token does
             not count.
         seed: Seeds the bootstrap.
+        groups: Number of the example that each row answers, from 0: rows of one example are resampled together. None
+            takes each row for an example.
+        left_out: Rows that could not be made, for the signature.
 
     Returns:
-        The perplexity, smaller is better, with a 95 % interval over rows; `count` is the number of rows with a labelled
-        token, and the signature has the number of tokens.
+        The perplexity, smaller is better, with a 95 % interval over examples; `count` is the number of examples with a
+        labelled token, and the signature has the numbers of tokens and of rows left out.
 
     Raises:
         EvaluationError: There is no labelled token, a batch has no labels, or a logit is not finite.
@@ -50,7 +60,7 @@ def perplexity(model: Any, batches: Iterable[Mapping[str, Any]], *, seed: int) -
             rows = [row for batch in batches for row in _losses(model, batch)]
     finally:
         model.train(was_training)
-    counted = np.asarray([row for row in rows if row[1]], dtype=np.float64)
+    counted = _by_example(rows, range(len(rows)) if groups is None else groups)
     if not len(counted):
         raise EvaluationError(f"{NAME}: none of {len(rows)} rows has a token to score; check the labels")
     if not np.isfinite(counted).all():
@@ -63,9 +73,20 @@ def perplexity(model: Any, batches: Iterable[Mapping[str, Any]], *, seed: int) -
         lambda sums: float(np.exp(sums[0] / sums[1])),
         unit="perplexity",
         higher_is_better=False,
-        signature=f"tokens:{int(counted[:, 1].sum())}|labelled tokens alone|micro",
+        signature=f"tokens:{int(counted[:, 1].sum())}|labelled tokens alone|micro"
+        + (f"|rows left out:{left_out}" if left_out else ""),
         seed=seed,
     )
+
+
+def _by_example(rows: Sequence[tuple[float, int]], groups: Sequence[int]) -> np.ndarray:
+    """Summed loss and number of tokens of each example with a labelled token, shape (examples, 2)."""
+    if len(groups) != len(rows):
+        raise EvaluationError(f"{NAME}: {len(groups)} groups for {len(rows)} rows; give each row one")
+    sums = np.zeros((max(groups, default=-1) + 1, 2))
+    for group, row in zip(groups, rows, strict=True):
+        sums[group] += row
+    return sums[sums[:, 1] > 0]
 
 
 def _losses(model: Any, batch: Mapping[str, Any]) -> list[tuple[float, int]]:

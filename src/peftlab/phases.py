@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -87,6 +88,25 @@ class PhaseSwitch:
         """The groups in which a phase trains at least one tensor, in the fixed order."""
         there = {self._sites[name].group for name in self.active(phase)}
         return [group for group in GROUPS if group in there]
+
+    def describe(self, phase: Phase) -> dict[str, Any]:
+        """What a phase trains.
+
+        Args:
+            phase: A phase of the schedule.
+
+        Returns:
+            JSON-ready: phase, index, groups, trainable tensors and parameters, learning rate at its first step.
+        """
+        active = self.active(phase)
+        return {
+            "phase": phase.name,
+            "index": self.schedule.phases.index(phase),
+            "groups": self.active_groups(phase),
+            "trainable_tensors": len(active),
+            "trainable_parameters": sum(p.numel() for p in active.values()),
+            "learning_rate": self.schedule.learning_rate_at(phase.start_step),
+        }
 
     def apply(self, step: int, optimizer: Optimizer | None) -> Phase | None:
         """Put the model into the phase of a step.

@@ -25,6 +25,7 @@ class PredictionLog:
 
     Attributes:
         found: Answers that an earlier, killed evaluation left, by example.
+        probabilities: What the model gave them, for those where it chose among labels.
 
     Raises:
         OutputError: The file cannot be read or written.
@@ -34,6 +35,7 @@ class PredictionLog:
         self.path = path
         self.key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         self.found: dict[str, str] = {}
+        self.probabilities: dict[str, float] = {}
         self._stream: IO[str] | None = None
 
     def __enter__(self) -> PredictionLog:
@@ -43,6 +45,8 @@ class PredictionLog:
             if not lines or lines[0] != {"asked": self.key}:
                 lines = [{"asked": self.key}]
             self.found = {line["id"]: line["prediction"] for line in lines[1:]}
+            sure = [line for line in lines[1:] if "probability" in line]
+            self.probabilities = {line["id"]: line["probability"] for line in sure}
             self._stream = self.path.open("w", encoding="utf-8", newline="\n")
             self._write(lines)
         except OSError as error:
@@ -56,17 +60,19 @@ class PredictionLog:
         if self._stream is not None:
             self._stream.close()
 
-    def add(self, answers: Mapping[str, str]) -> None:
+    def add(self, answers: Mapping[str, str], probabilities: Mapping[str, float] | None = None) -> None:
         """Keep answers; they are on the disk when this returns.
 
         Args:
             answers: By the example's id.
+            probabilities: What the model gave them, where it chose among labels.
 
         Raises:
             OutputError: The disk is full.
         """
         try:
-            self._write([{"id": name, "prediction": answer} for name, answer in answers.items()])
+            sure = {name: {"probability": p} for name, p in (probabilities or {}).items()}
+            self._write([{"id": n, "prediction": text} | sure.get(n, {}) for n, text in answers.items()])
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
 
@@ -74,7 +80,7 @@ class PredictionLog:
         """Take the file away, once the answers are kept elsewhere."""
         self.path.unlink(missing_ok=True)
 
-    def _write(self, lines: Sequence[Mapping[str, str]]) -> None:
+    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append lines and flush them to the disk."""
         if self._stream is None:
             raise OutputError(f"{self.path} is not open")
@@ -82,7 +88,7 @@ class PredictionLog:
         self._stream.flush()
         os.fsync(self._stream.fileno())
 
-    def _whole_lines(self) -> list[dict[str, str]]:
+    def _whole_lines(self) -> list[dict[str, Any]]:
         """The lines up to the first that a kill has torn."""
         if not self.path.exists():
             return []
@@ -95,14 +101,29 @@ class PredictionLog:
         return lines
 
 
-def _parse(text: str) -> dict[str, str] | None:
+def _parse(text: str) -> dict[str, Any] | None:
     """One line of the log, None where it is torn."""
     try:
         line = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    good = isinstance(line, dict) and (line.keys() == {"asked"} or line.keys() == {"id", "prediction"})
-    return line if good else None
+    known = ({"asked"}, {"id", "prediction"}, {"id", "prediction", "probability"})
+    return line if isinstance(line, dict) and line.keys() in known else None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for scores and answers.
+
+    Args:
+        path: The folder; it may be there.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {path} cannot be made: {error.strerror or error}") from None
 
 
 def read_predictions(path: Path, examples: Sequence[Example]) -> list[str]:
@@ -121,7 +142,12 @@ def read_predictions(path: Path, examples: Sequence[Example]) -> list[str]:
             many answers as examples.
     """
     text = _read(path)
-    if path.suffix != ".jsonl":
+    if not text:
+        raise DataError(
+            f"{path} is empty, and {len(examples)} examples are to be answered; write one answer on each line, or rows"
+            " with 'id' and 'prediction' in a .jsonl file"
+        )
+    if path.suffix.lower() != ".jsonl":
         lines = text.split("\n")
         lines = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
         if len(lines) != len(examples):
@@ -174,6 +200,13 @@ def _prediction(place: str, line: str) -> tuple[str, str]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise DataError(f"{place}: cannot be read as JSON ({type(error).__name__})") from None
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("id", "prediction")):
         raise DataError(f"{place}: expected a row with the texts 'id' and 'prediction', got {line[:80]}")
+    if any("\ud800" <= character <= "\udfff" for character in row["prediction"]):
+        raise DataError(
+            f"{place}: the prediction holds half of a character (a lone surrogate), which is no text; write the file"
+            " anew as UTF-8"
+        )
     return row["id"], row["prediction"]

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import EvaluationError, NotComputedError
+from peftlab.errors import NotComputedError
 from peftlab.metric import Score
 from peftlab.task import Example
 from peftlab.text_scores import mean_score, require_references
@@ -39,13 +39,16 @@ def logical_form_score(
         A rate in 0-1 with a 95 % interval over examples; the signature counts the answers that are no query.
 
     Raises:
-        EvaluationError: Counts differ, there is nothing to score, an example has no reference, or one that is no query.
+        EvaluationError: Counts differ, there is nothing to score, or an example has no reference.
+        NotComputedError: A reference is no query.
     """
     require_references(name, predictions, examples)
     hits, unread = [], 0
-    for prediction, example in zip(predictions, examples, strict=True):
-        golds = [_gold(name, example, reference, None) for reference in example.references]
-        query = read_query(prediction)
+    known = [dict(example.facts).get("columns") for example in examples]
+    for prediction, example, told in zip(predictions, examples, known, strict=True):
+        columns = None if told is None else json.loads(told)
+        golds = [_gold(name, example, reference, columns) for reference in example.references]
+        query = read_query(prediction, columns)
         unread += isinstance(query, Unparsable)
         hits.append(
             float(
@@ -53,7 +56,8 @@ def logical_form_score(
                 and any(same_logical_form(query, gold, rule) for gold in golds)
             )
         )
-    signature = f"wikisql|rule:{rule}|columns by name|no query:{unread}|refs:any"
+    by = "name" if None in known else "number"
+    signature = f"wikisql|rule:{rule}|columns by {by}|no query:{unread}|refs:any"
     return mean_score(name, hits, unit="rate", higher_is_better=True, signature=signature, seed=seed)
 
 
@@ -72,9 +76,8 @@ def execution_score(
         A rate in 0-1 with a 95 % interval over examples; the signature counts the answers that are no query.
 
     Raises:
-        EvaluationError: Counts differ, there is nothing to score, an example has no reference, one that is no query or
-            one that cannot be executed.
-        NotComputedError: The examples tell of no database.
+        EvaluationError: Counts differ, there is nothing to score, or an example has no reference.
+        NotComputedError: The examples tell of no database, or a reference is no query or cannot be executed.
         DataError: A database is missing, damaged or of other tables.
     """
     require_references(name, predictions, examples)
@@ -96,26 +99,24 @@ def execution_score(
             query = read_query(prediction, columns)
             unread += isinstance(query, Unparsable)
             golds = [_gold(name, example, reference, columns) for reference in example.references]
-            hits.append(float(_executes_alike(opened[facts["database"]], facts["table"], query, golds)))
+            database = opened[facts["database"]]
+            results = [database.execute(facts["table"], gold) for gold in golds]
+            if None in results:
+                raise NotComputedError(
+                    f"{name}: the data set's own query of example '{example.id}' cannot be executed"
+                    f" ({example.references[results.index(None)]}): take the database of the same split, or leave it out"
+                )
+            found = None if isinstance(query, Unparsable) else database.execute(facts["table"], query)
+            hits.append(float(any(same_results(found, result) for result in results)))
     signature = f"wikisql|sqlite|same results in order|no query:{unread}|refs:any"
     return mean_score(name, hits, unit="rate", higher_is_better=True, signature=signature, seed=seed)
-
-
-def _executes_alike(
-    database: Database, table: str, query: Mapping[str, Any] | Unparsable, golds: Sequence[Mapping[str, Any]]
-) -> bool:
-    """Whether a query finds what one of the data set's finds; those are executed in any case."""
-    results = [database.execute(table, gold) for gold in golds]
-    found = None if isinstance(query, Unparsable) else database.execute(table, query)
-    agreed = [same_results(found, result) for result in results]  # all, for each must be executable
-    return any(agreed)
 
 
 def _gold(name: str, example: Example, reference: str, columns: Sequence[str] | None) -> Mapping[str, Any]:
     """The data set's query."""
     query = read_query(reference, columns)
     if isinstance(query, Unparsable):
-        raise EvaluationError(
+        raise NotComputedError(
             f"{name}: the reference of example '{example.id}' is no WikiSQL query ({query.reason}): {reference!r}; "
             "this metric is for the task wikisql"
         )

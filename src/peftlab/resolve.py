@@ -13,16 +13,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from peftlab.attaching.describing import describe_adapters, note_ranks
 from peftlab.attaching.towers import attach_adapters
 from peftlab.batches import EpochOrder, Row, RowBuilder, RowCount
-from peftlab.catalog import TASKS
+from peftlab.catalog import METHODS, TASKS
 from peftlab.commands.preconditions import check_places
-from peftlab.config import RunConfig
+from peftlab.config import AdapterSettings, RunConfig
+from peftlab.decoding import check_asked
 from peftlab.devices import choose_device, choose_dtype, num_processes
 from peftlab.errors import ConfigError, DataError, OutputError
 from peftlab.loading import ModelSource, find_model, meta_model, switch_checkpointing
 from peftlab.mapping import map_model
 from peftlab.phases import PhaseSwitch
+from peftlab.precision import settle_dtype
 from peftlab.schedule import Schedule
 from peftlab.task import Example, Splits, choose
 from peftlab.task_data import load_splits
@@ -79,6 +82,9 @@ def resolve(config: RunConfig) -> Resolved:
     splits = load_splits(config.task, seed=seed)
     source = find_model(config.model, num_labels=len(splits.labels) or None, as_texts=splits.as_texts)
     splits = splits.for_head(source.head)
+    config, dtype = settle_dtype(config, source.config)
+    if config.evaluation.enabled:
+        check_asked(task, source.head, config.evaluation)
     builder = RowBuilder(
         source.tokenizer, prompt=task.PROMPT, head=source.head, max_length=config.task.max_length
     )
@@ -101,6 +107,9 @@ def resolve(config: RunConfig) -> Resolved:
     _check_space(config.output.directory, structure["trainable"], config.training.keep_checkpoints)
     preflight = {
         "task": config.task.name,
+        "model": {"name": source.name, "class": structure["class"], "head": source.head},
+        "dtype": {"name": config.model.dtype, "reason": dtype.reason},
+        "adapters": structure["adapters"],
         "rows": {
             "train": _describe(train_count),
             "validation": _describe(validation_count),
@@ -118,7 +127,7 @@ def resolve(config: RunConfig) -> Resolved:
             "trainable": structure["trainable"],
             "trainable_tensors": structure["tensors"],
         },
-        "notes": [*splits.notes, *structure["notes"]],
+        "notes": [*splits.notes, *structure["notes"], *_note_intervals(config, schedule)],
     }
     return Resolved(config, task, splits, source, train, validation, test, schedule, preflight)
 
@@ -144,23 +153,64 @@ def _absolute(config: RunConfig) -> RunConfig:
 
 
 def _check_positions(config: RunConfig, source: ModelSource, longest: int) -> None:
-    """Refuse rows and answers that are longer than the model's positions."""
+    """Refuse rows, answers and virtual tokens that are longer than the model's positions."""
     positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return
-    virtual = max(adapter.settings.get("num_virtual_tokens") or 0 for adapter in config.adapters)
+    virtual, method = max((_virtual_tokens(adapter), adapter.method) for adapter in config.adapters)
+    if virtual >= positions:
+        raise ConfigError(
+            f"the {virtual} virtual tokens of method {method} (num_virtual_tokens) fill all {positions} positions of"
+            f" '{source.name}', so no text fits behind them; use fewer, some tens are usual: with rows of up to {longest}"
+            f" tokens at most {max(0, positions - longest)}"
+        )
     answer = config.evaluation.answer_tokens(TASKS.load(config.task.name))
+    before = f" behind {virtual} virtual ones" if virtual else ""
     if longest + virtual > positions:
-        before = f" behind {virtual} virtual ones" if virtual else ""
+        fewer = ", or use fewer virtual tokens" if virtual else ""
         raise ConfigError(
             f"rows have up to {longest} tokens{before} but '{source.name}' has {positions} positions; set task.max_length"
-            f" (--max_length) to {positions - virtual} or less"
+            f" (--max_length) to {positions - virtual} or less{fewer}"
         )
     if config.evaluation.enabled and source.head == "causal" and answer + virtual >= positions:
         raise ConfigError(
-            f"evaluation.max_new_tokens {answer} leaves no room for a prompt in the"
+            f"evaluation.max_new_tokens {answer}{before} leaves no room for a prompt in the"
             f" {positions} positions of '{source.name}'"
         )
+
+
+def _virtual_tokens(adapter: AdapterSettings) -> int:
+    """How many positions an adapter takes from the text."""
+    settings = METHODS.load(adapter.method).Settings(**adapter.settings)
+    return int(getattr(settings, "num_virtual_tokens", None) or 0)
+
+
+def _note_intervals(config: RunConfig, schedule: Schedule) -> list[str]:
+    """Say which intervals are longer than the run, and what comes of it."""
+    training, steps = config.training, config.training.max_steps
+    notes = []
+    if training.warmup_steps >= steps and any(phase.learning_rate is None for phase in schedule.phases):
+        highest = max(schedule.learning_rate_at(step) for step in range(steps))
+        notes.append(
+            f"training.warmup_steps {training.warmup_steps} (--warmup_steps) are not over when the run ends after"
+            f" {steps} steps: the learning rate rises to {highest:.3g} and never reaches {training.learning_rate:g}"
+        )
+    for name, settings in config.probes.items():
+        if (settings.get("frequency") or 1) > steps:
+            notes.append(
+                f"probes.{name}.frequency {settings['frequency']} is more than the run's {steps} steps: it measures nothing"
+            )
+    beyond = {
+        "validation_steps": "the validation loss is computed once, at the end",
+        "save_steps": "there is one checkpoint, at the end, and a killed run starts over",
+        "log_steps": "no training loss is logged",
+    }
+    for name, outcome in beyond.items():
+        if (getattr(training, name) or 1) > steps:
+            notes.append(
+                f"training.{name} {getattr(training, name)} is more than the run's {steps} steps: {outcome}"
+            )
+    return notes
 
 
 def _load_task(name: str) -> ModuleType:
@@ -202,7 +252,7 @@ def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> di
     base = meta_model(source, dtype=choose_dtype(config.model.dtype, choose_device(config.model.device)))
     if config.model.gradient_checkpointing:
         switch_checkpointing(base, True)
-    total = sum(p.numel() for p in base.parameters())
+    total, kind = sum(p.numel() for p in base.parameters()), type(base).__name__
     attached = attach_adapters(
         base, map_model(base), config.adapters, head=source.head, seed=config.training.seed
     )
@@ -210,7 +260,7 @@ def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> di
     attached.begin(schedule)
     switch = PhaseSwitch(schedule, attached.family, parameters)
     phases: list[dict[str, Any]] = []
-    notes = list(attached.selection.notes)
+    notes = [*attached.selection.notes, *note_ranks(attached)]
     for phase in schedule.phases:
         active = switch.active(phase)
         needed = max(attached.steps_to_train(name) for name in active)
@@ -236,6 +286,8 @@ def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> di
         "trainable": sum(p.numel() for p in parameters.values()),
         "tensors": len(parameters),
         "phases": phases,
+        "class": kind,
+        "adapters": describe_adapters(attached, config.adapters),
         "notes": notes,
     }
 

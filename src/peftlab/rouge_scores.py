@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from peftlab.errors import EvaluationError
+from peftlab.errors import NotComputedError
 from peftlab.metric import Score
 from peftlab.task import Example
 from peftlab.text_scores import mean_score, require_references
@@ -64,18 +64,19 @@ def rouge_score(
         The score on 0-100 with a 95 % interval over examples.
 
     Raises:
-        EvaluationError: Counts differ, there is nothing to score, an example has no reference, or none that rouge_score
-            can read (it knows only a-z and 0-9 and would give 0 to a perfect answer).
+        EvaluationError: Counts differ, there is nothing to score, or an example has no reference.
+        NotComputedError: An example has no reference that rouge_score can read: it knows only a-z and 0-9 and would give
+            0 to a perfect answer.
 
     Source: Lin 2004, sections 2 and 3; rouge_score/rouge_scorer.py, `score_multi`.
     """
     require_references(name, predictions, examples)
-    for example in examples:
-        if not any(_READABLE.search(reference.lower()) for reference in example.references):
-            raise EvaluationError(
-                f"{name}: no reference of example '{example.id}' has a letter a-z or a digit, and rouge_score reads "
-                "nothing else: use bleu for this language"
-            )
+    unread = [e.id for e in examples if not any(_READABLE.search(r.lower()) for r in e.references)]
+    if unread:
+        raise NotComputedError(
+            f"{name} reads only the letters a-z and digits, and of {len(unread)} of {len(examples)} examples no reference has"
+            f" any (the first is '{unread[0]}'); bleu and chrf read every language"
+        )
     references = [example.references for example in examples]
     values = [100 * value for value in rouge_values(kind, predictions, references, stemmer=stemmer)]
     signature = f"{kind}|fmeasure|stemmer:{'porter' if stemmer else 'no'}|refs:max|mean|rouge_score:{version('rouge_score')}"

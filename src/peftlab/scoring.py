@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.catalog import TASKS
-from peftlab.evaluation import Evaluator, choose_examples, describe_result, make_folder, scores_file
+from peftlab.evaluation import (
+    Evaluator,
+    Scored,
+    choose_examples,
+    describe_result,
+    scores_file,
+)
+from peftlab.example_choice import check_split
 from peftlab.files import write_json
 from peftlab.opening import find_reference
-from peftlab.predictions import read_predictions
+from peftlab.predictions import make_folder, read_predictions
 from peftlab.task_data import load_splits
 
 
@@ -46,6 +53,52 @@ def evaluate_file(
         InputError: There is no such task or data, or the file does not answer exactly the examples.
         EvaluationError: A score cannot be computed.
     """
+    return score_file(
+        predictions,
+        reference=reference,
+        task=task,
+        data_dir=data_dir,
+        split=split,
+        num_samples=num_samples,
+        changes=changes,
+        output=output,
+        directory=directory,
+    ).result
+
+
+def score_file(
+    predictions: Path,
+    *,
+    reference: str | None = None,
+    task: str | None = None,
+    data_dir: Path | None = None,
+    split: str = "test",
+    num_samples: int | Literal["all"] | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    output: Path | None = None,
+    directory: Path = Path("runs"),
+) -> Scored:
+    """What `evaluate_file` does, with the texts of the examples.
+
+    Args:
+        predictions: As for `evaluate_file`; so are the others.
+        reference: A run, an adapter or a model.
+        task: The task.
+        data_dir: The task's data.
+        split: The split.
+        num_samples: How many examples the file answers.
+        changes: More settings.
+        output: A folder for the evaluation.
+        directory: Where run folders lie.
+
+    Returns:
+        The evaluation and its rows.
+
+    Raises:
+        InputError: There is no such task or data, or the file does not answer exactly the examples.
+        EvaluationError: A score cannot be computed.
+    """
+    check_split(split)
     found = find_reference(reference, task=task, data_dir=data_dir, changes=changes, directory=directory)
     config, module = found.config, TASKS.load(found.config.task.name)
     splits = load_splits(config.task, seed=config.training.seed)
@@ -66,15 +119,11 @@ def evaluate_file(
         batch_size=1,
         seed=config.training.seed,
     )
-    scores = evaluator.score(answers)
-    half = {
-        "metrics": {name: score.to_dict() for name, score in scores.items()},
-        "decoding": {"kind": "given"},
-        "predictions": str(predictions),
-        "seconds": 0.0,
-    } | ({"not_computed": evaluator.not_computed} if evaluator.not_computed else {})
+    half = evaluator.describe_scores(
+        evaluator.score(answers), decoding={"kind": "given"}, predictions=str(predictions), seconds=0.0
+    )
     result = describe_result(config, split, examples, half)
     if output is not None:
         make_folder(output)
         write_json(output / scores_file(config), result)
-    return result
+    return Scored(result, evaluator.rows(answers))

@@ -10,19 +10,15 @@ Data sets are read from their own files: `data_dir` names the folder. A finished
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peftlab.batches import RowBuilder
 from peftlab.errors import ConfigError, InputError
-from peftlab.evaluation import Evaluation, Evaluator
+from peftlab.evaluation import Evaluator
 from peftlab.evaluation_result import EvaluationResult
 from peftlab.experiment_config import DatasetType, member
-from peftlab.generation import max_prompt_tokens
-from peftlab.likelihoods import most_likely
 from peftlab.opening import find_reference
 from peftlab.store import Opened
 from peftlab.task import choose
@@ -43,7 +39,7 @@ class ModelEvaluator:
     """Asks and scores one model.
 
     Args:
-        model_path: A run, an adapter's folder that peftlab wrote, or a whole model; None is the bare base.
+        model_path: A run, an adapter's folder that peftlab or peft wrote, or a whole model; None is the bare base.
         base_model_id: The base, a hub name or a folder; None is the one that the adapter names.
         device: auto (CUDA, then MPS, then CPU), cpu, cuda or mps.
         torch_dtype: auto, float32, bfloat16, float16 or float64.
@@ -113,6 +109,7 @@ class ModelEvaluator:
         }
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         changes |= {"decoding": "sample"} if do_sample else {}
+        changes |= {"answers": "likelihood"} if by_likelihood else {}
         name = member(DatasetType, dataset, "dataset").value
         opened = self._open(name, data_dir, changes)
         if split not in ("train", "validation", "test"):
@@ -124,18 +121,14 @@ class ModelEvaluator:
             examples,
             opened.tokenizer,
             head=opened.head,
-            max_length=min(opened.config.task.max_length, max_prompt_tokens(opened.model, 0)),
+            max_length=opened.config.task.max_length,
             max_new_tokens=settings.answer_tokens(opened.task),
             batch_size=batch_size,
             seed=seed,
             decoding=settings,
         )
-        if by_likelihood:
-            evaluation = _choose_labels(opened, evaluator)
-            told = evaluator.describe(evaluation, "") | {"decoding": {"kind": "the most likely label"}}
-        else:
-            evaluation = evaluator.run(opened.model)
-            told = evaluator.describe(evaluation, "")
+        evaluation = evaluator.run(opened.model)
+        told = evaluator.describe(evaluation, "")
         return EvaluationResult(
             task=name,
             model_path=str(self.model_path or self.base_model_id),
@@ -147,9 +140,10 @@ class ModelEvaluator:
             seconds=told["seconds"],
             not_computed=dict(told.get("not_computed", {})),
             predictions=[
-                {"id": e.id, "prediction": p, "references": list(e.references) or [str(e.label)]}
-                for e, p in zip(examples, evaluation.predictions, strict=True)
+                {key: row[key] for key in ("id", "prediction", "references")}
+                for row in evaluator.rows(evaluation.predictions)
             ],
+            examples=told["examples"],
         )
 
     def _open(self, task: str, data_dir: str | Path | None, evaluation: Mapping[str, Any]) -> Opened:
@@ -159,29 +153,13 @@ class ModelEvaluator:
             task=task,
             data_dir=None if data_dir is None else Path(data_dir),
             changes={"evaluation": evaluation},
+            base=self.base_model_id,
             directory=self._directory,
         )
         changed = {key: value for key, value in self._placed.items() if value != "auto"}
         changed |= {} if self.base_model_id is None or found.bundle is None else {"name": self.base_model_id}
         model = found.config.model.model_copy(update=changed)
         return replace(found, config=found.config.model_copy(update={"model": model})).open()
-
-
-def _choose_labels(opened: Opened, evaluator: Evaluator) -> Evaluation:
-    """The labels that a model which writes finds the most likely, scored."""
-    labels = getattr(opened.task, "LABELS", None)
-    if labels is None or opened.head == "classification":
-        why = "it is a classifier" if labels else "its data set has no labels"
-        raise ConfigError(f"by_likelihood has no effect on this model: {why}; leave it out")
-    builder = RowBuilder(
-        opened.tokenizer, prompt=opened.prompt, head=opened.head, max_length=evaluator.max_length
-    )
-    began = time.perf_counter()
-    predictions = most_likely(
-        opened.model, builder, evaluator.examples, labels, batch_size=evaluator.batch_size
-    )
-    seconds = time.perf_counter() - began
-    return Evaluation(evaluator.score(predictions), predictions, seconds)
 
 
 def evaluate_e2e(

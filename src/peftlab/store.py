@@ -33,6 +33,8 @@ from peftlab.task_data import load_splits
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+_FINAL = "final_model"
+"""Where a run folder holds its bundle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,30 +185,65 @@ def attach_saved(base: Any, path: Path) -> Attachment:
     return attachment
 
 
+def find_bundle(reference: str | Path, directory: str | Path) -> Path:
+    """The folder of a bundle that is named by its own folder, or by the run that it is the final model of.
+
+    Args:
+        reference: A bundle's folder, a run folder, a run's name in `directory`, or "last".
+        directory: Where run folders lie.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        InputError: There is no such bundle or run, or it has not finished.
+    """
+    folder = Path(reference).expanduser()
+    if (folder / MANIFEST).is_file():
+        return folder
+    if folder.is_dir() and not (folder / RunFolder.CONFIG).is_file() and not (folder / _FINAL).is_dir():
+        hint = f"; take over what peft has saved first: peftlab import {reference} --base MODEL --output DIR"
+        is_peft = (folder / "adapter_config.json").is_file()
+        raise InputError(
+            f"{reference} is not a peftlab bundle: it holds no {MANIFEST}{hint if is_peft else ''}"
+        )
+    run = RunFolder(folder) if (folder / _FINAL).is_dir() else RunFolder.find(reference, directory)
+    if not (run.path / _FINAL / MANIFEST).is_file():
+        raise InputError(
+            f"the run {run.path} has no final model yet; go on with it: peftlab run --resume {run.path}"
+        )
+    return run.path / _FINAL
+
+
 def load(
-    path: str | Path, *, base: str | None = None, device: str = "auto", dtype: str = "auto"
+    path: str | Path,
+    *,
+    base: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    directory: str | Path = "runs",
 ) -> tuple[Any, Any]:
     """Load a bundle or a run's final model, with its base and tokenizer.
 
     Args:
-        path: A bundle's folder, or a run folder.
+        path: A bundle's folder, a run folder, a run's name, or "last", the newest run.
         base: The base's folder or hub name; the manifest's where None.
         device: "auto" or a torch device.
         dtype: "auto" or a dtype's name.
+        directory: Where run folders lie, for names and "last".
 
     Returns:
         The model in evaluation mode, and the tokenizer.
 
     Raises:
-        InputError: The folder is not a bundle.
+        InputError: There is no such bundle or run, or it has not finished.
         CheckpointError: A file is damaged, or base or tokenizer are not those it was trained with.
         ModelError: The base cannot be loaded.
     """
     from peftlab.config import ModelSettings
     from peftlab.loading import find_model, load_model
 
-    folder = Path(path)
-    folder = folder / "final_model" if (folder / "final_model").is_dir() else folder
+    folder = find_bundle(path, directory)
     manifest = read_manifest(folder)
     settings = ModelSettings(name=base or manifest["base"]["name"], device=device, dtype=dtype)
     source = find_model(settings, num_labels=len(manifest["labels"]) or None)
@@ -333,7 +370,8 @@ def open_config(config: RunConfig, bundle: Path | None, *, with_data: bool = Fal
     labels = splits.labels if manifest is None else labels
     if manifest is not None and bundle is not None:
         check_belongs(manifest, source, bundle)
-        if manifest["template"]["sha256"] != hash_text(task.PROMPT):
+        told = manifest["template"]["text"]  # none for an adapter of somebody else's making
+        if told and manifest["template"]["sha256"] != hash_text(task.PROMPT):
             raise CheckpointError(
                 f"{bundle} was trained with another prompt template than task '{config.task.name}' has"
             )

@@ -13,6 +13,8 @@ from html import escape
 from typing import Any
 
 _NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?\s*(%|s|min|h|(?:[KMGT]i)?B|\[[^\]]*\])?|-|–")
+_KINDS = {"lora": "LoRA", "new_layer": "new layers", "whole": "heads or embeddings, whole"}
+"""What the kinds of a pre-flight's parameters are called."""
 _NUMBER_CELL = ' class="n" style="text-align:right"'
 
 Rows = Sequence[Sequence[Any]]
@@ -227,6 +229,30 @@ def phase_rows(phases: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     ]
 
 
+def adapter_rows(adapters: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """The adapters of a pre-flight as a table, each kind of what one trains in a row of its own.
+
+    Args:
+        adapters: Their mappings.
+
+    Returns:
+        Header and rows.
+    """
+    rows: list[list[Any]] = [["adapter", "method", "type in peft", "trains", "parameters"]]
+    for number, adapter in enumerate(adapters):
+        where = "whole model" if adapter["scope"] == "model" else adapter["scope"]
+        first = [
+            f"{number}: {where}" if len(adapters) > 1 else where,
+            adapter["method"],
+            adapter["peft_type"] or "-",
+        ]
+        for place, (kind, parameters) in enumerate(adapter["kinds"].items()):
+            rows.append([*(first if place == 0 else [None] * 3), _KINDS.get(kind, kind), parameters])
+        if len(adapter["kinds"]) > 1:
+            rows.append([None, None, None, "together", adapter["parameters"]])
+    return rows
+
+
 def show_groups(phase: Mapping[str, Any]) -> str:
     """What a phase trains, in words.
 
@@ -256,6 +282,7 @@ def render_preflight(preflight: Mapping[str, Any]) -> str:
     share = show_count(parameters["trainable"], of=parameters["total"])
     lines = [
         f"task {preflight['task']}",
+        *_what_is_tuned(preflight),
         "",
         render_text(preflight_rows(preflight)),
         "",
@@ -269,3 +296,12 @@ def render_preflight(preflight: Mapping[str, Any]) -> str:
     if preflight.get("notes"):
         lines += ["", *(f"note: {note}" for note in preflight["notes"])]
     return "\n".join(lines)
+
+
+def _what_is_tuned(preflight: Mapping[str, Any]) -> list[str]:
+    """The base and the adapters; nothing for a pre-flight that an older version wrote."""
+    if "model" not in preflight:
+        return []
+    model, total = preflight["model"], preflight["parameters"]["total"]
+    base = f"base {model['name']} ({model['class']}, {model['head']}), {total:,} parameters"
+    return [base, "", render_text(adapter_rows(preflight["adapters"]))]

@@ -12,7 +12,8 @@ It may also have:
 - `Settings`: its own settings (`task.settings`), which `load` then takes as `settings=`;
 - `MAX_NEW_TOKENS`: the longest answer in tokens, where the config says nothing;
 - `NUM_EVALUATED`: how many examples `peftlab evaluate` scores a model on, where nobody says it;
-- `HUB_FILES`, `HUB_COLUMNS`: the file that it reads each split from, and the hub's column names to its own: then
+- `HUB_FILES`, `HUB_COLUMNS`, `from_hub`: the file that it reads each split from, the hub's column names to its own, and
+  where a rename is not enough a function from the file and the hub's rows to the rows of all files made of them: then
   `task.hub` reads it by hub name.
 """
 

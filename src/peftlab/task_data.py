@@ -52,5 +52,6 @@ def _folder(settings: TaskSettings, task: ModuleType) -> tuple[Path | None, tupl
             " folder with --data-dir"
         )
     columns = getattr(task, "HUB_COLUMNS", {})
-    folder = save_hub_data(settings.hub, names=names, columns=columns)
+    convert = getattr(task, "from_hub", None)
+    folder = save_hub_data(settings.hub, names=names, columns=columns, convert=convert)
     return folder, (f"data set {settings.hub} of the hub, kept in {folder}",)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from peftlab.decoding import DecodingSettings
+from peftlab.errors import EvaluationError
 from peftlab.streams import seed_for
 
 
@@ -86,6 +87,47 @@ def make_draws(decoding: DecodingSettings, ids: Sequence[str], seed: int) -> lis
         made.append(TopPLogitsWarper(decoding.top_p))
     made.append(KeyedDraw(ids, seed))
     return made
+
+
+class FiniteLogits:
+    """Refuses logits that are no numbers, from which `argmax` and a draw would take a token all the same.
+
+    A logit of minus infinity rules a token out and is none of these. Rows whose answers have ended are not looked at.
+
+    Args:
+        ids: What each prompt is called.
+        end_id: The token that ends an answer.
+    """
+
+    def __init__(self, ids: Sequence[str], end_id: int | None) -> None:
+        self.ids, self.end_id, self.begins = list(ids), end_id, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Look at the logits of the next token.
+
+        Args:
+            input_ids: What there is so far, shape (batch, seq); with beams all beams of a prompt one after the other.
+            scores: Logits or log-probabilities of the next token, shape (batch, vocab).
+
+        Returns:
+            The scores, as they are.
+
+        Raises:
+            EvaluationError: One is NaN or plus infinity.
+        """
+        self.begins = self.begins or input_ids.shape[1]
+        wrong = (scores.isnan() | scores.isposinf()).any(dim=1)
+        if self.end_id is not None:
+            wrong &= ~(input_ids[:, self.begins :] == self.end_id).any(dim=1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0, 0]) * len(self.ids) // len(scores)
+            name = self.ids[row]
+            raise EvaluationError(
+                f"the model's logits are not finite at token {input_ids.shape[1] - self.begins + 1} of the answer to"
+                f" '{name[:60]}', so no token is the likeliest; the model or its adapter has diverged, or {scores.dtype}"
+                " is too narrow for it (model.dtype)"
+            )
+        return scores
 
 
 class KeyedDraw:

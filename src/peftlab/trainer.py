@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from peftlab.batches import EpochOrder
+from peftlab.batches import EpochOrder, count_tokens
 from peftlab.checkpoint import (
     ADAPTER_FILE,
     STATE_FILE,
@@ -30,9 +30,9 @@ from peftlab.errors import ConfigError, NonFiniteError
 from peftlab.files import new_folder, verify_folder, write_json
 from peftlab.gradients import read_gradients
 from peftlab.moments import Moments
+from peftlab.passes import RowPasses
 from peftlab.phases import PhaseSwitch
 from peftlab.proof import PhaseProof, TrainingProof
-from peftlab.schedule import Phase
 from peftlab.streams import seed_for
 from peftlab.training import TrainingParts
 
@@ -53,19 +53,22 @@ class LabTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self, parts: TrainingParts, args: TrainingArguments, callbacks: list[Any] | None = None
     ) -> None:
+        passes = RowPasses(
+            parts.attachment, parts.collator, parts.isolation, trunk_bytes=parts.trunk_bytes if args.world_size == 1 else 0
+        )  # fmt: skip
         super().__init__(
             model=parts.attachment.model,
             args=args,
             train_dataset=parts.train_rows,
             eval_dataset=parts.validation_rows,
-            data_collator=parts.collator,
+            data_collator=passes.collate,
             callbacks=callbacks,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
                 "FSDP and DeepSpeed are not supported yet: peftlab's checkpoints do not know their shards"
             )
-        self.parts = parts
+        self.parts, self.passes = parts, passes
         parts.attachment.begin(parts.schedule)
         self.parameters = parts.attachment.parameters()
         self.switch = PhaseSwitch(
@@ -127,7 +130,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         """The batches of one optimizer step and the number of loss terms in them, over all processes."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         terms = sum(self.parts.objective.count(batch) for batch in batches)
-        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        tokens = sum(count_tokens(batch) for batch in batches)
         counts = torch.tensor([terms, tokens], device=device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
@@ -151,7 +154,8 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         seed = seed_for(self.parts.seed, "dropout", step, self._micro_step, self.args.process_index)
         torch.manual_seed(seed)
         self._micro_step += 1
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        with self.passes.around(inputs):
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             rows = [self.parts.train_rows[i].id for i in self.order.rows_of_step(step)]
             raise NonFiniteError(
@@ -205,26 +209,10 @@ class LabTrainer(Trainer):  # type: ignore[misc]
             return
         self.proof.enter(phase.name)
         kind = "phase_started" if step == phase.start_step else "phase_resumed"
-        self.parts.event(kind, **self.describe_phase(phase), step=step)
-
-    def describe_phase(self, phase: Phase) -> dict[str, Any]:
-        """What a phase trains.
-
-        Args:
-            phase: A phase of the schedule.
-
-        Returns:
-            JSON-ready: phase, index, groups, trainable tensors and parameters, learning rate at its first step.
-        """
-        active = self.switch.active(phase)
-        return {
-            "phase": phase.name,
-            "index": self.parts.schedule.phases.index(phase),
-            "groups": self.switch.active_groups(phase),
-            "trainable_tensors": len(active),
-            "trainable_parameters": sum(p.numel() for p in active.values()),
-            "learning_rate": self.parts.schedule.learning_rate_at(phase.start_step),
-        }
+        found = self.passes.enter(
+            phase, list(self.switch.active(phase)), self.order, self.parts.train_rows, self.parts.validation_rows
+        )  # fmt: skip
+        self.parts.event(kind, **self.switch.describe(phase), step=step, **found)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -252,8 +240,9 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         self.model.eval()
         with torch.no_grad():
             for chunk in mine:
-                batch = self._prepare_inputs(self.parts.collator(chunk))
-                sums[0] += float(self.parts.objective.total(model, batch))
+                batch = self._prepare_inputs(self.data_collator(chunk))
+                with self.passes.around(batch):
+                    sums[0] += float(self.parts.objective.total(model, batch))
                 sums[1] += self.parts.objective.count(batch)
         self.model.train()
         if self.args.world_size > 1:
@@ -348,18 +337,6 @@ class LabTrainer(Trainer):  # type: ignore[misc]
             if name in state["probes"]:
                 probe.restore(state["probes"][name], step=step)
         return step
-
-    def has_ended_at(self, folder: Path) -> bool:
-        """Whether training had come to its end with a checkpoint.
-
-        Args:
-            folder: The checkpoint folder.
-
-        Returns:
-            True at the last step, and where it was stopped early.
-        """
-        state = read_state(folder)
-        return bool(state["stopped_early"]) or int(state["step"]) >= self.parts.schedule.total_steps
 
     def _rates(self, step: int) -> list[float]:
         """The learning rate of a step for each parameter group, as the scheduler would have set it."""

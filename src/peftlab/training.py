@@ -11,6 +11,7 @@ from typing import Any
 from peftlab.batches import Collator, Row
 from peftlab.config import RunConfig
 from peftlab.devices import choose_device, num_processes
+from peftlab.isolation import Isolation
 from peftlab.method import Attachment
 from peftlab.objective import Objective
 from peftlab.probe import RunningProbe
@@ -34,13 +35,15 @@ class TrainingParts:
         attachment: The adapter on its base.
         schedule: What trains when, and how fast.
         objective: What is minimised.
-        collator: Makes batches of rows.
+        collator: Makes padded batches of rows.
         train_rows: Rows to train on.
         validation_rows: Rows whose loss chooses the best checkpoint.
         probes: Running probes by name.
         event: Receives what happens.
         keep_checkpoints: How many checkpoints stay besides the best.
         seed: Root of the random streams.
+        isolation: Keeps the rows of packed batches apart; None pads them.
+        trunk_bytes: Most bytes that hidden states of frozen blocks may take on disk; 0 keeps none.
     """
 
     attachment: Attachment
@@ -53,6 +56,8 @@ class TrainingParts:
     event: Event = ignore_event
     keep_checkpoints: int = 2
     seed: int = 42
+    isolation: Isolation | None = None
+    trunk_bytes: int = 0
 
 
 def make_arguments(config: RunConfig, checkpoints: Path, schedule: Schedule) -> Any:

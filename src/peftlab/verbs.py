@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from peftlab.commands.parsing import (
     read_prompts,
 )
 from peftlab.errors import ConfigError, InputError
+from peftlab.evaluate_verb import add_evaluate, carry_evaluate
+from peftlab.lists import LIST, LIST_USAGE, add_list, carry_list
 from peftlab.transfers import TRANSFERS
 
 
@@ -72,6 +75,12 @@ def _add_run(parser: Parser) -> None:
     )
 
 
+def _tell_once(note: str) -> None:
+    """Show a note, in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(note)
+
+
 @no_collection()
 def _config(args: argparse.Namespace) -> Any:
     """The config that a command line asks for, its places checked."""
@@ -79,7 +88,9 @@ def _config(args: argparse.Namespace) -> Any:
     from peftlab.commands.sources import config_from, read_assignment
 
     assignments = [read_assignment(text) for text in args.assignments] + read_flags(given_flags(args))
-    config = config_from(config_file=args.config, preset=args.preset, assignments=assignments)
+    config = config_from(
+        config_file=args.config, preset=args.preset, assignments=assignments, tell=_tell_once
+    )
     check_places(config)
     return config
 
@@ -179,29 +190,6 @@ def _add_place(parser: Parser) -> None:
     parser.add_argument("--output_dir", metavar="DIR", help="folder in which run folders lie (default: runs)")
 
 
-def _add_evaluate(parser: Parser) -> None:
-    """The arguments of `evaluate`."""
-    evaluating.add_evaluate(parser)
-    _add_place(parser)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    """Carry out `peftlab evaluate`."""
-    request = evaluating.read_evaluate(args, _directory(args.output_dir))
-    from peftlab.commands.printing import scores
-
-    if request.predictions is not None:
-        from peftlab.scoring import evaluate_file
-
-        result = evaluate_file(request.predictions, reference=request.reference, **request.arguments)
-    else:
-        from peftlab.evaluation import evaluate_saved
-
-        result = evaluate_saved(str(request.reference), batch_size=request.batch_size, **request.arguments)
-    print(scores(result))
-    return 0
-
-
 def _add_generate(parser: Parser) -> None:
     """The arguments of `generate`."""
     parser.add_argument("reference", metavar="RUN", help="a run: path, name or last")
@@ -275,60 +263,18 @@ def _experiment(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_list(parser: Parser) -> None:
-    """The arguments of `list`."""
-    parser.add_argument("kind", metavar="KIND", nargs="?", help="what to list; without it, the kinds")
-    parser.add_argument("--markdown", action="store_true", help="as the page docs/flags.md (flags only)")
-    parser.add_argument(
-        "--prove", action="store_true", help="measure anew (families: some minutes; methods: one)"
-    )
-    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for what --prove measures")
-
-
 @no_collection()
 def _list(args: argparse.Namespace) -> int:
     """Carry out `peftlab list`."""
-    from peftlab.commands.listing import describe_kinds, list_kind
-
-    if args.prove or args.output is not None:
-        return _prove(args)
-    print(describe_kinds() if args.kind is None else list_kind(args.kind, markdown=args.markdown))
-    return 0
-
-
-def _prove(args: argparse.Namespace) -> int:
-    """Carry out `peftlab list KIND --prove`."""
-    if args.kind not in ("families", "methods") or not args.prove:
-        raise InputError(
-            "--prove and --output go with families and methods: peftlab list families --prove [--output DIR]"
-        )
-    if args.output is not None:
-        from peftlab.commands.preconditions import check_writable
-
-        check_writable(args.output)
-    gc.enable()
-    result: dict[str, Any]
-    if args.kind == "methods":
-        from peftlab.capabilities import prove_methods
-        from peftlab.commands import methods as page
-
-        result = prove_methods()
-    else:
-        from peftlab.commands import families as page  # type: ignore[no-redef]
-        from peftlab.coverage import prove_families
-
-        result = prove_families()
-    if args.output is not None:
-        page.keep(result, args.output)
-    print(page.render(result))
-    return 0
+    return carry_list(args)
 
 
 _SETTINGS_NOTE = """\
 What wins: defaults < preset < CONFIG < command line. The defaults above are the config's own; without
 CONFIG, --preset, --task and --model the run starts from the preset `embedded`, which has its own and keeps
-them under any --set and flag. Dashes and underscores in flags are alike. `peftlab list flags` shows the
-config key of each flag.
+them under --set and flags. Only another --method leaves out what a preset or CONFIG chose for theirs, its
+settings and its phases, and says so. `peftlab list methods NAME` shows what can be set on a method. Dashes
+and underscores in flags are alike; `peftlab list flags` shows the config key of each flag.
 """
 VERBS: dict[str, Verb] = {
     "run": Verb(
@@ -352,7 +298,7 @@ VERBS: dict[str, Verb] = {
         _plan,
         RunParser,
     ),
-    "evaluate": Verb(evaluating.EVALUATE, evaluating.EVALUATE_USAGE, _add_evaluate, _evaluate),
+    "evaluate": Verb(evaluating.EVALUATE, evaluating.EVALUATE_USAGE, add_evaluate, carry_evaluate),
     "generate": Verb(
         "Answer prompts with a run's adapter on and off, side by side.",
         'examples:\n  peftlab generate last --prompt "name[Aromi], food[Italian]"\n'
@@ -371,6 +317,6 @@ VERBS: dict[str, Verb] = {
         _add_report,
         _report,
     ),
-    "list": Verb("Show what there is: tasks, methods, presets, config keys ...", "", _add_list, _list),
+    "list": Verb(LIST, LIST_USAGE, add_list, _list),
 }
 """Verb to what it does, in the order of the help."""

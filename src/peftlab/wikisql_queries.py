@@ -231,6 +231,8 @@ def _read(text: str, columns: Sequence[str] | None) -> Query | Unparsable:
     begins = [word for word in words if word[0] == "select"]
     if not begins:
         return Unparsable("it holds no SELECT")
+    while len(begins) > 1 and _is_prose(text, words, begins[0], begins[1]):
+        begins = begins[1:]
     start = begins[0][2]
     ends = [at for word, at, _ in words if word == ";" and at > start]
     end = ends[0] if ends else len(text)
@@ -240,6 +242,10 @@ def _read(text: str, columns: Sequence[str] | None) -> Query | Unparsable:
     source = next((word for word in inside if word[0] == "from"), None)
     after = source[1] if source else start
     where = next((word for word in inside if word[0] == "where" and word[1] >= after), None)
+    table = text[source[2] : where[1] if where else end] if source else ""
+    if "\n" in table.strip():  # a query does not go on after a line that its table's name ends
+        end = source[2] + table.index("\n", len(table) - len(table.lstrip())) if source else end
+        where, inside = None, [word for word in inside if word[1] < end]
     behind = [word for word in inside if source and word[1] >= after]
     for (word, at, stop), following in zip(behind, [*behind[1:], ("", 0, 0)], strict=False):
         if word in _FOREIGN or (word in _WITH_BY and following[0] == "by"):
@@ -251,6 +257,14 @@ def _read(text: str, columns: Sequence[str] | None) -> Query | Unparsable:
     if selected[1] is None:
         return Unparsable("it selects no column")
     return _numbered({"sel": selected[1], "agg": selected[0], "conds": conditions}, columns)
+
+
+def _is_prose(
+    text: str, words: Sequence[tuple[str, int, int]], first: tuple[str, int, int], second: tuple[str, int, int]
+) -> bool:
+    """Whether the first of two SELECTs begins no query, as in "To select the player: SELECT ..."."""
+    between = text[first[2] : second[1]]
+    return "(" not in between and not any(w == "from" and first[2] <= at < second[1] for w, at, _ in words)
 
 
 def _words(text: str) -> list[tuple[str, int, int]] | Unparsable:

@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from peftlab.errors import DataError, EvaluationError
+from peftlab.errors import DataError, NotComputedError
 
 Rule = Literal["today", "ordered", "2018"]
 
@@ -169,14 +169,14 @@ def same_results(found: list[Any] | None, gold: list[Any] | None) -> bool:
         Whether they agree; a query that could not be executed agrees with nothing.
 
     Raises:
-        EvaluationError: The data set's own query could not be executed.
+        NotComputedError: The data set's own query could not be executed.
 
     Example:
         >>> same_results(["leeds"], ["leeds"])
         True
     """
     if gold is None:
-        raise EvaluationError(
+        raise NotComputedError(
             "the data set's own query cannot be executed: take the database of the same split"
         )
     return found is not None and found == gold

@@ -1,6 +1,7 @@
 """Every type of peft on a tiny Llama: it works, which is shown by doing all of it, or is refused with the reason.
 
-`python tests/conformance/test_peft_types.py` writes the pinned table, `peft_types.json`, anew.
+`python tests/conformance/test_peft_types.py` writes the pinned table, `src/peftlab/assets/peft_types.json`, anew; then
+`peftlab list peft_types --markdown > docs/peft-types.md` makes its page.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from peftlab.attaching import peft_types
 from peftlab.attaching.peft_types import peft_type_names
 from peftlab.batches import IGNORED
 from peftlab.catalog import METHODS
+from peftlab.commands.peft_types import PINNED as TABLE
 from peftlab.errors import (
     ConfigError,
     InputError,
@@ -35,7 +37,6 @@ from peftlab.proof import TrainingProof, fingerprint
 from peftlab.settings import validate
 from tiny_runs import ONE_PHASE, run, same
 
-TABLE = Path(__file__).with_name("peft_types.json")
 PINNED: dict[str, dict[str, Any]] = json.loads(TABLE.read_text()) if TABLE.exists() else {}
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -15,6 +15,7 @@ import tiny_bundles
 import tiny_models
 from foreign_adapters import Made, answers
 from peftlab.cli import main
+from peftlab.errors import InputError
 from peftlab.store import load, read_manifest
 
 
@@ -53,7 +54,15 @@ def test_a_runs_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     asked = ["export", "last", "--output_dir", str(tmp_path / "runs"), "--output", str(tmp_path / "plain")]
     assert main(asked) == 2
     assert "has no final model yet" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"has no final model yet; go on with it: peftlab run --resume"):
+        load("last", directory=tmp_path / "runs")
     tiny_bundles.make(tiny_bundles.CASES["lora"], base, run / "final_model")
+    expected = answers(load(run / "final_model", device="cpu")[0], "llama")
+    for reference in ("last", "poems-1234", run):  # as `evaluate` takes them
+        found = load(reference, device="cpu", directory=tmp_path / "runs")[0]
+        assert torch.equal(answers(found, "llama"), expected)
+    with pytest.raises(InputError, match=r"unknown run 'poem'.*did you mean 'poems-1234'"):
+        load("poem", directory=tmp_path / "runs")
     assert main(asked) == 0
     assert sorted(file.name for file in (tmp_path / "plain" / "poems-1234").iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors",

@@ -13,8 +13,9 @@ import tiny_models
 import whole_runs
 from peftlab.cli import main
 from peftlab.config import build_config
-from peftlab.errors import EvaluationError, InputError
+from peftlab.errors import EvaluationError, InputError, ModelError
 from peftlab.execute import execute, plan
+from peftlab.resolve import resolve
 
 
 def refused(values: dict[str, object], match: str) -> str:
@@ -163,3 +164,66 @@ def test_plan_counts_what_is_cut_and_dropped(tmp_path: Path) -> None:
     train = preflight["rows"]["train"]
     assert train["kept"] + sum(train["dropped"].values()) == train["read"] == 48
     assert train["truncated"] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "match"),
+    [
+        (
+            {"name": "prompt_tuning", "num_virtual_tokens": 9999},
+            r"the 9999 virtual tokens of method prompt_tuning \(num_virtual_tokens\) fill all 512 positions of '.*model',"
+            r" so no text fits behind them; use fewer.* at most \d+",
+        ),
+        (
+            {"name": "peft", "type": "cartridge", "config": {"num_virtual_tokens": 500}},
+            r"tokens behind 500 virtual ones but .* 512 positions; set task.max_length .* to 12 or less, or use fewer",
+        ),
+        (
+            {"name": "adalora", "interval_steps": 12},
+            r"method.interval_steps 12 has no step among those in which adalora takes ranks \(2 to 8 of 12\)",
+        ),
+    ],
+)
+def test_what_a_method_has_no_room_for(method: dict[str, object], match: str, tmp_path: Path) -> None:
+    values = whole_runs.make_values(tmp_path, schedule={"strategy": None}, training={"log_steps": 1})
+    refused(values | {"method": method}, match)
+
+
+def test_what_is_longer_than_the_run_is_noted(tmp_path: Path) -> None:
+    values = whole_runs.make_values(
+        tmp_path,
+        method={"rank": 17},
+        training={"warmup_steps": 24, "validation_steps": 13, "save_steps": 14, "log_steps": 15},
+        schedule={"strategy": None},
+    )
+    preflight = resolve(build_config(values | {"probes": {"gradient_norms": {"frequency": 13}}})).preflight
+    notes = " ".join(preflight["notes"])
+    for expected in (
+        "rank 17 is above 8, the most that an update of model.layers.0.self_attn.k_proj (8 and 16 features) can have",
+        "warmup_steps 24 (--warmup_steps) are not over when the run ends after 12 steps: the learning rate rises to 0.00458",
+        "probes.gradient_norms.frequency 13 is more than the run's 12 steps: it measures nothing",
+        "training.validation_steps 13 is more than the run's 12 steps: the validation loss is computed once",
+        "training.save_steps 14 is more than the run's 12 steps: there is one checkpoint",
+        "training.log_steps 15 is more than the run's 12 steps: no training loss is logged",
+    ):
+        assert expected in notes
+    plain = resolve(build_config(whole_runs.make_values(tmp_path))).preflight
+    assert not any("more than the run" in note or "warmup_steps" in note for note in plain["notes"])
+
+
+def test_plan_says_what_is_tuned_and_what_was_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unpredicted(*_: object, **__: object) -> None:
+        raise ModelError("not asked here")
+
+    monkeypatch.setattr("peftlab.execute.plan_memory", unpredicted)
+    assert main(["plan", "--method", "ia3", "--output_dir", str(tmp_path), "--max_steps", "40"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(
+        "note: method ia3 takes the place of method lora, for which the preset embedded"
+    )
+    assert lines[1:3] == [
+        "task embedded", "base peftlab/tiny-base (LlamaForCausalLM, causal), 2,164,416 parameters",
+    ]  # fmt: skip
+    assert any(line.split() == ["whole", "model", "ia3", "ia3", "ia3", "3,584"] for line in lines)

@@ -13,6 +13,9 @@ FILES = {
     "typos.yaml": "training: {max_step: 3, lr: 4}\nmethod: {rnk: 3}\ntraning: {}\ntask: {max_length: 1}\n",
     "both.yaml": "schedule: {strategy: both-mlp-attn, phases: [{groups: [mlp], steps: 3}, {groups: [mlp]}]}\n",
     "two.yaml": "method: {rank: 4}\nadapters: [{method: lora}]\n",
+    "none.yaml": "adapters: []\n",
+    "towers.yaml": "adapters:\n- {scope: encoder}\n- {scope: decoder, settings: {rank: 4}}\n",
+    "misspelt.yaml": "adapters:\n- {scope: encoder}\n- {scope: decoder, setings: {}, settings: {rnk: 4, alpha: 0}}\n",
     "open.yaml": "schedule: {phases: [{groups: [mlp]}, {groups: [attention]}]}\n",
     "section.yaml": "training: 5\n",
     "empty.yaml": "",
@@ -53,6 +56,101 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unknown method key": (
         ["run", "--set", "method.rang=3"],
         ["'method.rang'", "did you mean 'method.rank'"],
+    ),
+    "misspelt method key": (
+        ["run", "--set", "method.rnak=3"],
+        ["'method.rnak' (did you mean 'method.rank'?); method lora has: rank, alpha, dropout, targets, "],
+    ),
+    "key of another method": (
+        ["run", "--set", "method.rank=4", "--method", "ia3"],
+        [
+            "'method.rank'; method ia3 has: targets; 'rank' is a setting of the methods hybrid, lora (--method NAME)"
+        ],
+    ),
+    "flag of another method": (
+        ["run", "--r", "4", "--lora_alpha", "2", "--method", "bitfit"],
+        [
+            "'method.rank' (--r); method bitfit has: norm_gains; 'rank' is a",
+            "'method.alpha' (--lora_alpha); method bitfit",
+        ],
+    ),
+    "flag whose key the method has two of": (
+        ["run", "--r", "4", "--method", "adalora"],
+        [
+            "'method.rank' (--r) (did you mean 'method.initial_rank' or 'method.target_rank'?); method adalora has: "
+        ],
+    ),
+    "misspelt key of another method": (
+        ["run", "--set", "method.num_virtal_tokens=4"],
+        [
+            "method lora has: ",
+            "'num_virtual_tokens' is a setting of the methods p_tuning, prefix_tuning, prompt_tuning",
+        ],
+    ),
+    "peft's name of a method's key": (
+        ["run", "--set", "method.target_modules=[q_proj]"],
+        ["(did you mean 'method.targets'?); method lora has: "],
+    ),
+    "key of another section in a method": (
+        ["run", "--set", "method.lr=3", "--method", "full"],
+        ["(did you mean 'training.learning_rate'?); method full has: "],
+    ),
+    "method's key without its section": (
+        ["run", "--set", "rank=3", "--method", "ia3"],
+        ["unknown key 'rank'; 'rank' is a setting of the methods hybrid, lora"],
+    ),
+    "no adapters": (
+        ["run", "none.yaml"],
+        ["none.yaml: 'adapters' is an empty list: a run has at least one, such as"],
+    ),
+    "adapters that are no list": (
+        ["run", "--set", "adapters=lora"],
+        ["'adapters' must be a list, such as", "'lora'"],
+    ),
+    "adapter that is a word": (
+        ["run", "--set", "adapters=[lora]"],
+        ["adapter 0 must hold scope, method, settings"],
+    ),
+    "misspelt key of the second adapter": (
+        ["run", "misspelt.yaml"],
+        [
+            "misspelt.yaml: adapter 1 (decoder, lora): unknown key 'adapters.1.setings' (did you mean 'settings'?)",
+            "misspelt.yaml: adapter 1 (decoder, lora): unknown key 'adapters.1.settings.rnk' (did you mean"
+            " 'adapters.1.settings.rank'?); method lora has: rank, ",
+            "misspelt.yaml: adapter 1 (decoder, lora): 'adapters.1.settings.alpha': must be greater than 0 (given: 0)",
+        ],
+    ),
+    "misspelt key of a numbered adapter": (
+        ["run", "--set", "adapters.0.settings.r=4"],
+        [
+            "adapter 0 (model, lora): unknown key 'adapters.0.settings.r' (did you mean 'adapters.0.settings.rank'?)"
+        ],
+    ),
+    "setting beside the settings of an adapter": (
+        ["run", "towers.yaml", "--set", "adapters.1.rank=4"],
+        [
+            "adapter 1 (decoder, lora): unknown key 'adapters.1.rank'",
+            "stand below settings: adapters.1.settings.rank",
+        ],
+    ),
+    "number of no adapter": (
+        ["run", "towers.yaml", "--set", "adapters.2.settings.rank=4"],
+        ["'adapters.2': there are 2 adapters, counted from 0: 0 (encoder, lora), 1 (decoder, lora)"],
+    ),
+    "method of a numbered adapter": (
+        ["run", "towers.yaml", "--set", "adapters.1.method=loar"],
+        ["adapter 1 (decoder, loar): unknown method 'loar' (did you mean 'lora'?)"],
+    ),
+    "flag for one of several adapters": (
+        ["run", "towers.yaml", "--r", "4"],
+        [
+            "--r: there are 2 adapters, counted from 0: 0 (encoder, lora)",
+            "such as --set adapters.0.settings.rank=4",
+        ],
+    ),
+    "both ways to set an adapter": (
+        ["run", "--r", "4", "--set", "adapters.0.settings.rank=5"],
+        ["give method.KEY (one adapter) or adapters.NUMBER.KEY (several), not both"],
     ),
     "unknown probe": (["run", "--set", "probes.norms={}"], ["unknown probe 'norms'", "gradient_norms"]),
     "unknown probe key": (
@@ -180,8 +278,9 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["the prompt file no.txt cannot be read"],
     ),
     "prompt file without prompts": (["generate", "last", "--file", "prompts.txt"], ["holds no prompts"]),
+    "unknown kind with a name": (["list", "tsks", "x"], ["'tsks'", "did you mean 'tasks'"]),
     "unknown kind": (["list", "tsks"], ["'tsks'", "did you mean 'tasks'"]),
-    "page that there is not": (["list", "config", "--markdown"], ["there is: flags"]),
+    "page that there is not": (["list", "config", "--markdown"], ["there is: flags, peft_types"]),
 }
 
 

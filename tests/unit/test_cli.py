@@ -36,6 +36,12 @@ LIGHT = [
         ]
     ),
     ["list", "flags", "--markdown"],
+    ["list", "peft_types"],
+    ["list", "peft_types", "--markdown"],
+    ["list", "methods", "adalora"],
+    ["list", "config", "--method", "ia3"],
+    ["list", "tasks", "chat"],
+    ["list", "probes", "gradient_norms"],
 ]
 LIMIT_SECONDS = 0.3
 
@@ -188,13 +194,17 @@ def test_evaluate_hands_its_arguments_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     taken: dict[str, Any] = {}
-    score = {"value": 41.5, "unit": "0-100", "count": 3, "interval": [40.0, 43.0]}
+    score = {"value": 41.5, "unit": "0-100", "count": 3, "interval": [40.0, 43.0], "higher_is_better": True}
+    half = {"metrics": {"bleu": score}, "decoding": {"kind": "greedy"}}
+    result = {"task": "embedded", "split": "test", "num_examples": 3, "before": None, "after": half}
 
-    def evaluate_saved(reference: str, **rest: Any) -> dict[str, Any]:
+    def score_saved(reference: str, **rest: Any) -> Any:
         taken.update(rest, reference=reference)
-        return {"after": {"metrics": {"bleu": score}}}
+        return types.SimpleNamespace(result=result, rows=[])
 
-    _fake(monkeypatch, "evaluation", evaluate_saved=evaluate_saved)
+    _fake(monkeypatch, "evaluation", score_saved=score_saved)
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
     given = ["--task", "embedded", "--data_dir", str(tmp_path), "--num-samples", "3", "--batch_size", "2"]
     assert main(["evaluate", "last", *given, "--output", "here"]) == 0
     assert taken == {
@@ -208,7 +218,8 @@ def test_evaluate_hands_its_arguments_on(
         "output": Path("here"),
         "directory": Path("runs"),
     }
-    assert capsys.readouterr().out.split() == ["bleu", "41.50", "[40.00,", "43.00]", "(0-100,", "n=3)"]
+    told = ["bleu", "41.50", "[40.00,", "43.00]", "(0-100,", "n=3)", "page:", "here/evaluation.html"]
+    assert capsys.readouterr().out.split() == told
 
 
 def test_generate_prints_side_by_side(

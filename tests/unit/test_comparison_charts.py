@@ -8,8 +8,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from run_folder_fixture import fabricate_run
 
-from peftlab.losses import Losses
+from peftlab.figures import generate_summary_report
+from peftlab.losses import Losses, read_losses
 from peftlab.report.comparison_charts import draw_losses, draw_scores
 
 
@@ -64,6 +66,26 @@ def test_losses_are_lines_and_squares_and_gaps_are_left_out():
     assert points[0][1] < points[-1][1], "downwards: SVG counts from the top"
     assert len(list(drawing(html).iter("rect"))) == 2, "one finite validation loss of each run"
     assert "one &lt;run&gt;" in html
+
+
+def test_a_loss_that_holds_more_says_so():
+    beside = "AdaLoRA's orthogonality term"
+    html = draw_losses(
+        [("a", Losses([1, 2], [4.0, 3.0], [], [], beside)), ("b", Losses([1, 2], [4.0, 3.0], [], []))]
+    )
+    assert "a (training with AdaLoRA&#x27;s orthogonality term)</span>" in html
+    assert "b</span>" in html
+
+
+@pytest.mark.parametrize(("weight", "said"), [(0.5, "AdaLoRA's orthogonality term"), (0.0, "")])
+def test_what_adalora_adds_to_its_loss_is_read_from_the_run(tmp_path: Path, weight: float, said: str) -> None:
+    run = fabricate_run(tmp_path, steps=30)
+    assert read_losses(run).beside == ""
+    path = run.path / "config.yaml"
+    text = path.read_text().replace("method: lora", "method: adalora")
+    path.write_text(text.replace("rank: 8", f"orthogonality: {weight}"))
+    assert read_losses(run).beside == said
+    assert ("(holds AdaLoRA's orthogonality term too)" in generate_summary_report(run)) == bool(said)
 
 
 def test_a_few_wild_losses_do_not_flatten_the_rest():

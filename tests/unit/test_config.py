@@ -107,6 +107,57 @@ def test_another_method_drops_the_lower_ones_settings() -> None:
     )
 
 
+def told(**asked: object) -> list[str]:
+    notes: list[str] = []
+    config_from(**asked, tell=notes.append)  # type: ignore[arg-type]
+    return notes
+
+
+def test_what_another_method_leaves_out_is_told(tmp_path: Path) -> None:
+    (note,) = told(assignments=_set("method.name=ia3"))
+    assert note.startswith(
+        "note: method ia3 takes the place of method lora, for which the preset embedded chose "
+    )
+    preset = config_from(preset="embedded").adapters[0].settings
+    for key in ("rank", "alpha", "dropout", "targets"):
+        assert f"method.{key}={preset[key]}".removesuffix(".0") in note
+    assert "schedule.strategy=both->mlp->attn: these are left out" in note
+    (note,) = told(assignments=_set("method.name=ia3", "method.targets=mlp", "schedule.strategy=early-late"))
+    assert "targets" not in note, "what is set anew is not missing"
+    assert "strategy" not in note
+    assert told(assignments=_set("method.rank=2")) == []
+    assert told(assignments=_set("method.name=ia3", "task.name=e2e_nlg")) == [], "no preset, nothing left out"
+    path = _file(
+        tmp_path, "method: {name: p_tuning, num_virtual_tokens: 7}\nschedule: {strategy: early->late}"
+    )
+    assert told(config_file=path, assignments=_set("method.name=p-tuning")) == [], (
+        "the same in another spelling"
+    )
+    first, second = told(config_file=path, preset="e2e_mlp", assignments=_set("method.name=bitfit"))
+    assert "lora, for which the preset e2e_mlp chose method.rank=8" in first
+    assert (
+        f"p_tuning, for which the preset e2e_mlp and {path} chose method.num_virtual_tokens=7, schedule."
+        in second
+    )
+
+
+def test_adapters_by_number(tmp_path: Path) -> None:
+    path = _file(tmp_path, "adapters:\n- {scope: encoder, settings: {rank: 3}}\n- {scope: decoder}\n")
+    config = config_from(
+        config_file=path, assignments=_set("adapters.1.settings.rank=5", "adapters.0.settings.alpha=7")
+    )
+    assert [a.scope for a in config.adapters] == ["encoder", "decoder"]
+    assert [(a.settings["rank"], a.settings["alpha"]) for a in config.adapters] == [(3, 7), (5, 16)]
+    one = config_from(assignments=_set("adapters.0.settings.rank=5"))
+    assert one == config_from(assignments=_set("method.rank=5")), "the only adapter, its phases kept"
+    other = config_from(
+        config_file=path, assignments=_set("adapters.0.method=peft", "adapters.0.settings.type=vera")
+    )
+    assert other.adapters[0].settings == {"type": "vera", "config": {}, "targets": None}, (
+        "none of LoRA's settings"
+    )
+
+
 def test_phases_and_strategies_replace_each_other() -> None:
     phases = "schedule.phases=[{groups: [mlp], steps: 100}, {groups: [attention]}]"
     config = config_from(assignments=_set(phases))

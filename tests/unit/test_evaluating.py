@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+import tiny_bundles
 import whole_runs
 from peftlab import evaluation, generation
 from peftlab.cli import main
+from peftlab.config import build_config
 from peftlab.errors import ConfigError, DataError, InputError, UnknownNameError
 from peftlab.evaluation import evaluate_saved
 from peftlab.predictions import PredictionLog, read_predictions
@@ -103,7 +105,7 @@ def test_answers_to_something_else_are_not_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_file_of_outputs_scores_as_the_model_did(folder: Path, tmp_path: Path) -> None:
-    made = score(folder, output=tmp_path)["after"]["metrics"]
+    made = score(folder, output=tmp_path, num_samples="all")["after"]["metrics"]
     assert score_file(folder, tmp_path / "predictions.after.jsonl")["after"]["metrics"] == made
     rows = [json.loads(line) for line in (tmp_path / "predictions.after.jsonl").read_text().splitlines()]
     shuffled = tmp_path / "shuffled.jsonl"
@@ -147,6 +149,21 @@ EXAMPLES = [Example("test-0", "a", ("A",)), Example("test-1", "b", ("B",))]
         ),
         ("p.jsonl", b'{"id": "test-0"}\n', "line 1: expected a row with the texts 'id' and 'prediction'"),
         ("p.jsonl", b"{broken\n", "p.jsonl, line 1: not JSON"),
+        ("p.jsonl", b"", "p.jsonl is empty, and 2 examples are to be answered"),
+        ("p.txt", b"\xef\xbb\xbf", "p.txt is empty"),
+        ("p.jsonl", b"\n\n", "0 answers for 2 examples; there is none for test-0, test-1"),
+        ("p.jsonl", b'{"prediction": "x"}\n', "line 1: expected a row with the texts 'id' and 'prediction'"),
+        ("p.jsonl", b'{"id": 1, "prediction": "x"}\n', "line 1: expected a row with the texts"),
+        ("p.jsonl", b'["test-0"]\n', "line 1: expected a row with the texts"),
+        ("p.jsonl", b"[" * 100_000, "line 1: cannot be read as JSON (RecursionError)"),
+        ("p.jsonl", b"9" * 10_000, "line 1: cannot be read as JSON (ValueError)"),
+        (
+            "p.JSONL",
+            b'{"id": "test-0", "prediction": "\\ud800"}\n',
+            "line 1: the prediction holds half of a char",
+        ),
+        ("p.txt", "caf\u00e9\nx\n".encode("latin-1"), "p.txt, line 1: byte 0xe9 is not UTF-8"),
+        ("p.txt", "x\ny\n".encode("utf-16"), "p.txt, line 1: byte 0xff is not UTF-8"),
     ],
 )
 def test_files_of_outputs_that_are_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
@@ -187,6 +204,15 @@ def test_labels_by_name(tmp_path: Path) -> None:
         ([], "name a run, an adapter or a model to score, or a file of outputs with --predictions FILE"),
         (["--predictions", "gone.txt", "--task", "embedded"], "there is no file gone.txt (--predictions)"),
         (["last", "--num_samples", "few"], "--num_samples: 'few' is not a whole number"),
+        (["last", "--num_samples", "0"], "--num_samples: 0 is too small; it must be at least 1"),
+        (["last", "--num_samples", "-3"], "--num_samples: -3 is too small"),
+        (
+            ["last", "--split", "tset"],
+            "unknown split 'tset' (did you mean 'test'?); there is: test, train, validation",
+        ),
+        (["nowhere"], "there is no run in runs/ yet"),
+        (["last", "--task", "e2e"], "unknown task 'e2e'"),
+        (["--predictions", ".", "--task", "embedded"], "there is no file . (--predictions)"),
         (["last", "--set", "training.seed=3"], "evaluate takes the keys of task and evaluation"),
         (["last", "--set", "evaluation.num_samples=3"], "not for evaluate; see --num_samples"),
         (["last", "--set", "evaluation.topp=0.9"], "did you mean 'evaluation.top_p'?"),
@@ -198,6 +224,43 @@ def test_command_lines_that_are_refused(
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_file_is_refused_by_command(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("one\ntwo\n")
+    given = ["evaluate", "--predictions", str(file), "--task", "e2e_nlg", "--data_dir", str(folder / "data")]
+    assert main(given) == 2
+    assert "has 2 lines for 6 examples" in capsys.readouterr().err
+    assert main([*given, "--num_samples", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "drawn at random: test-" in told
+    assert main([*given, "--split", "tset"]) == 2
+    assert main([*given, "--format", "peft"]) == 2
+    assert "a file of outputs has none of; leave it out" in capsys.readouterr().err
+
+
+def test_a_finished_run_whose_data_are_gone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / "made-1234"
+    config = build_config(
+        {
+            "model": {"name": str(folder / "model"), "device": "cpu"},
+            "task": {"name": "e2e_nlg", "data_dir": str(tmp_path / "moved")},
+        }
+    )
+    run.mkdir(parents=True)
+    config.save(run / "config.yaml")
+    tiny_bundles.make(tiny_bundles.CASES["lora"], folder / "model", run / "final_model")
+    asked = ["evaluate", "last", "--output_dir", str(tmp_path / "runs")]
+    assert main(asked) == 2
+    told = capsys.readouterr().err
+    assert str(tmp_path / "moved") in told
+    assert "data-dir" in told or "data_dir" in told
+    assert "Traceback" not in told
 
 
 def test_decoding_has_no_effect_on_a_file(
@@ -215,6 +278,3 @@ def test_decoding_has_no_effect_on_a_file(
 def test_what_names_nothing_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"say which task the predictions are for: --task NAME"):
         evaluate_file(tmp_path / "p.txt")
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"peft's own form; take it over first: peftlab import"):
-        evaluate_saved(str(tmp_path), task="embedded")

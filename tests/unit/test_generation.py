@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+import transformers
 
 import tiny_models
 from peftlab import generation
 from peftlab.batches import RowBuilder
-from peftlab.errors import DataError
+from peftlab.decoding import DecodingSettings
+from peftlab.errors import DataError, EvaluationError
 from peftlab.generation import classify, decoding_config, generate, max_prompt_tokens
 from peftlab.mapping import map_model
+from peftlab.mapping.twin import twin_config
 from peftlab.methods import lora
+from peftlab.token_choice import FiniteLogits
 
 TOKENIZER = tiny_models.tokenizer()
 PROMPTS = [[1, 5, 9, 20], [1, 7], [1, 33, 12, 40, 8, 30, 21, 11, 6], [1, 22, 17], [1, 5, 9, 20, 6, 18]]
@@ -57,15 +61,20 @@ def test_batched_equals_alone_equals_by_hand(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_companion_right_padding_would_give_other_answers(name, monkeypatch):
+@pytest.mark.parametrize("is_tried", [False, True])
+def test_companion_right_padding_would_give_other_answers(name, is_tried, monkeypatch):
+    """And is found out by the trial, which then has no prompt padded."""
     model = model_of(name)
     expected = answers(model)
     pad = generation._pad
     monkeypatch.setattr(generation, "_pad", lambda rows, pad_id, *, left: pad(rows, pad_id, left=False))
-    assert answers(model) != expected
+    if not is_tried:
+        monkeypatch.setattr(generation, "_try_together", lambda *_, padded: (True, padded))
+    assert (answers(model) == expected) is is_tried
 
 
-def test_companion_without_the_mask_the_answers_differ(monkeypatch):
+@pytest.mark.parametrize("is_tried", [False, True])
+def test_companion_without_the_mask_the_answers_differ(monkeypatch, is_tried):
     model = model_of("llama")
     expected = answers(model)
     pad = generation._pad
@@ -75,7 +84,61 @@ def test_companion_without_the_mask_the_answers_differ(monkeypatch):
         return ids, torch.ones_like(mask)
 
     monkeypatch.setattr(generation, "_pad", unmasked)
-    assert answers(model) != expected
+    if not is_tried:
+        monkeypatch.setattr(generation, "_try_together", lambda *_, padded: (True, padded))
+    assert (answers(model) == expected) is is_tried
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "xlnet"])
+def test_models_that_answer_otherwise_in_a_batch(kind, monkeypatch):
+    """RWKV reads pads and, in transformers 5.23, mixes the states of a batch; XLNet reads pads."""
+    config = twin_config(transformers.CONFIG_MAPPING[kind](), num_layers=2)
+    for name, value in (("vocab_size", 64), ("pad_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2)):
+        object.__setattr__(config, name, value)
+    torch.manual_seed(0)
+    model = tiny_models.randomise(transformers.AutoModelForCausalLM.from_config(config)).eval()
+    prompts = [*PROMPTS, [1, 9]]
+    expected = answers(model, prompts, batch_size=1, new=4)
+    assert len(set(expected)) > 1
+    assert answers(model, prompts, new=4) == expected
+    monkeypatch.setattr(generation, "_try_together", lambda *_, padded: (True, padded))
+    assert answers(model, prompts, new=4) != expected
+
+
+def test_a_model_without_numbers_gives_no_answers():
+    """An adapter that has diverged: every decoding says for which prompt and at which token."""
+    model = tiny_models.build("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    for decoding in ("greedy", "beam", "sample"):
+        with pytest.raises(EvaluationError, match=r"not finite at token 1 of the answer to 'test-7'"):
+            generate(
+                model,
+                TOKENIZER,
+                [[1, 5]],
+                head="causal",
+                max_new_tokens=4,
+                batch_size=2,
+                decoding=DecodingSettings(decoding=decoding),
+                ids=["test-7"],
+            )
+    classifier = tiny_models.build("bert")
+    with torch.no_grad():
+        classifier.classifier.bias[1] = float("nan")
+    with pytest.raises(EvaluationError, match="no class is the likeliest"):
+        classify(classifier, PROMPTS, pad_id=0, batch_size=2)
+
+
+def test_numbers_that_end_during_an_answer():
+    """The row and the token are named; beams count as their prompt, an answer that has ended is not looked at."""
+    check = FiniteLogits(["a", "b"], end_id=2)
+    rows = torch.tensor([[1, 5]] * 4)
+    assert check(rows, torch.zeros(4, 8)).sum() == 0
+    bad = torch.zeros(4, 8)
+    bad[3, 1], bad[0, 0] = float("inf"), -float("inf")
+    with pytest.raises(EvaluationError, match="at token 2 of the answer to 'b'"):
+        check(torch.cat([rows, torch.full((4, 1), 7)], dim=1), bad)
+    assert check(torch.cat([rows, torch.full((4, 1), 2)], dim=1), bad) is bad
 
 
 def test_a_pad_that_is_the_end_changes_nothing():

@@ -216,3 +216,23 @@ def test_the_parts_of_a_merged_layer_must_be_said(tmp_path: Path) -> None:
             import_adapter(
                 tmp_path / "mine.safetensors", base=str(base), output=tmp_path / "out", alpha=4, merged=merged
             )
+
+
+def test_a_base_of_another_kind(tmp_path: Path) -> None:
+    """The message says which names were looked for, and what there is instead."""
+    torch.save(theirs(roberta()), tmp_path / "mine.pt")
+    asked: dict[str, Any] = {"output": tmp_path / "out", "alpha": 2.0, "torch_file": True}
+    bert, llama = (tiny_models.save_model(tmp_path / name, name) for name in ("bert", "llama"))
+    with pytest.raises(
+        CheckpointError,
+        match=r"does not fit the base '.*bert'.*looked for classifier\.weight, classifier\.bias, and beside its adapter the"
+        r" file has classifier\.dense\.weight",
+    ):
+        import_adapter(tmp_path / "mine.pt", base=str(bert), **asked)
+    with pytest.raises(
+        CheckpointError,
+        match=r"'roberta\.encoder.*query' is no linear layer of this llama model; 4 of its 4 adapted layers.*the model has"
+        r" .*self_attn\.",
+    ):
+        import_adapter(tmp_path / "mine.pt", base=str(llama), **asked)
+    assert not (tmp_path / "out").exists()

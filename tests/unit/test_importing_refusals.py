@@ -110,7 +110,7 @@ def test_a_config_that_cannot_be_followed(
         ("prompt", {"num_virtual_tokens": 4}, CheckpointError, r"of another shape"),
         ("prompt", {"modules_to_save": ["ln_f"]}, ConfigError, r"modules_to_save trains transformer\.ln_f whole"),
         ("adalora", {"target_r": 9}, ConfigError, r"target_rank 9 is above initial_rank 4"),
-        ("adalora", {"rank_pattern": {"nobodys.lora_E": [True]}}, CheckpointError, r"cannot be loaded"),
+        ("adalora", {"rank_pattern": {"nobodys.lora_E": [True]}}, CheckpointError, r"rank_pattern speaks of 'nobodys"),
         ("ia3_inner", {"feedforward_modules": ["k", "wo"]}, ConfigError, r"scales the input of"),
         ("loha", {"bias": "all"}, ConfigError, r"method\.config\.bias"),
         ("loha", {"dawn": 2}, ConfigError, r"unknown key 'method\.config\.dawn'"),
@@ -187,9 +187,32 @@ def test_torchs_own_format_is_read_where_it_is_asked_for(
     assert not (tmp_path / "it_ran").exists()
 
 
+def deeper(folder: Path) -> Path:
+    """An adapter like "names", of a Llama of four blocks."""
+    config = peft.LoraConfig(r=2, target_modules=QUERY_VALUE, task_type="CAUSAL_LM")
+    live = peft.get_peft_model(tiny_models.build("llama", num_layers=4), config)
+    live.peft_config["default"].base_model_name_or_path = "somebody/four"
+    return other_save(live, folder)
+
+
 def test_another_base(made: Made, tmp_path: Path) -> None:
     folder, _, _ = made.get("names")
-    refuse(folder, made.base("gpt2"), TargetError, r"belongs to another base", tmp_path)
+    refuse(
+        folder,
+        made.base("gpt2"),
+        TargetError,
+        r"belongs to another base \(the base is '.*gpt2' \(GPT2LM",
+        tmp_path,
+    )
+    refuse(
+        deeper(tmp_path / "four"),
+        made.base("llama"),
+        CheckpointError,
+        r"four does not fit the base '.*llama' \(LlamaForCausalLM\): 8 of its 16 tensors have no place there, such as"
+        r" 'model\.layers\.2\.self_attn\.q_proj\.lora_A\.weight': 'model\.layers' has 2 parts, 0 to 1, and no '2';"
+        r" import it onto the base that it was trained on; the file names 'somebody/four'",
+        tmp_path,
+    )
     refuse(folder, tmp_path / "nobody", ModelError, r"nobody", tmp_path)
     wide = tmp_path / "wide"
     tiny_models.tokenizer().save_pretrained(wide)

@@ -80,7 +80,9 @@ def test_multi_nli_by_likelihood(tmp_path: Path) -> None:
     result = evaluator.evaluate("multi_nli", 3, data_dir=data, by_likelihood=True)
     assert {row["prediction"] for row in result.predictions} <= set(multi_nli.LABELS)
     assert result.metrics["label_accuracy"]["signature"].endswith("no label:0")
-    assert result.decoding == {"kind": "the most likely label"}
+    assert result.decoding == {
+        "kind": "the most likely label", "labels": list(multi_nli.LABELS), "batch_size": 8,
+    }  # fmt: skip
     with pytest.raises(ConfigError, match=r"its data set has no labels"):
         evaluator.evaluate(
             "samsum", 1, data_dir=task_samples.write_samsum(tmp_path / "chats"), by_likelihood=True

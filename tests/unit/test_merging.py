@@ -11,6 +11,7 @@ from transformers.utils import logging
 import tiny_models
 from peftlab.attaching.merging import fold
 from peftlab.attaching.peft_types import peft_type_names
+from peftlab.attaching.wide_copies import read_whole
 from peftlab.catalog import METHODS
 from peftlab.errors import MethodError, NonFiniteError
 from peftlab.mapping import map_model
@@ -229,7 +230,9 @@ def test_a_sum_beyond_half_precision_is_undone():
 def test_a_half_precision_base_is_added_up_in_float32_and_rounded_once():
     model, attached = attach("lora", dtype=torch.bfloat16, size=0.2)
     layer = model.model.layers[0].mlp.up_proj
-    before, update = layer.weight.detach().clone(), layer.get_delta_weight("default").detach()
+    before = layer.weight.detach().clone()
+    with read_whole(layer):
+        update = layer.get_delta_weight("default").detach()
     assert update.dtype == torch.float32
     expected = logits(attached.model)
     merged = attached.merge()

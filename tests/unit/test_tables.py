@@ -70,6 +70,67 @@ def test_the_preflight_shows_rows_phases_and_notes(tmp_path: Path) -> None:
         assert expected in text
 
 
+ADAPTER = {"scope": "model", "method": "lora", "peft_type": "lora", "tensors": 4, "parameters": 512}
+
+
+def test_the_preflight_names_base_and_adapters(tmp_path: Path) -> None:
+    preflight = fabricate_run(tmp_path, until="started").preflight
+    assert "base " not in render_preflight(preflight), "one that an older version wrote"
+    preflight["model"] = {"name": "org/base", "class": "T5ForConditionalGeneration", "head": "seq2seq"}
+    kinds = {"lora": 716_800, "new_layer": 2_360_320}
+    hybrid = ADAPTER | {"method": "hybrid", "parameters": 3_077_120, "kinds": kinds}
+    lines = render_preflight(preflight | {"adapters": [hybrid]}).splitlines()
+    assert lines[1] == "base org/base (T5ForConditionalGeneration, seq2seq), 3,457,280 parameters"
+    assert [line.split() for line in lines[3:8]] == [
+        ["adapter", "method", "type", "in", "peft", "trains", "parameters"],
+        ["-" * 11, "-" * 6, "-" * 12, "-" * 10, "-" * 10],
+        ["whole", "model", "hybrid", "lora", "LoRA", "716,800"],
+        ["new", "layers", "2,360,320"],
+        ["together", "3,077,120"],
+    ]
+    towers = [
+        ADAPTER | {"scope": scope, "kinds": {"lora": n}} for scope, n in (("vision", 288), ("text", 224))
+    ]
+    bare = ADAPTER | {"method": "full", "peft_type": None, "kinds": {"full": 9, "whole": 3}, "parameters": 12}
+    text = render_preflight(preflight | {"adapters": [*towers, bare]})
+    for expected in (
+        "0: vision ",
+        "1: text ",
+        "2: whole model ",
+        " 288",
+        " 224",
+        "heads or embeddings, whole",
+    ):
+        assert expected in text
+
+
+def test_what_a_run_does_not_have_is_a_dash_everywhere(tmp_path: Path) -> None:
+    import yaml
+
+    runs = [fabricate_run(tmp_path, "a"), fabricate_run(tmp_path, "b")]
+    for run, settings, patience in (
+        (
+            runs[0],
+            {"rank": 8, "layers": None, "bias": "none", "modules_to_save": [], "init": "default"},
+            None,
+        ),
+        (runs[1], {"targets": None}, 3),
+    ):
+        config = run.config
+        config["adapters"][0]["settings"] = settings
+        config["training"]["early_stopping_patience"] = patience
+        (run.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert compare_runs(runs).settings[1:] == [
+        ["adapters[0].settings.rank", "8", "-"],
+        ["adapters[0].settings.init", "default", "-"],
+        ["training.early_stopping_patience", "-", "3"],
+    ]
+    path = runs[1].path / "config.yaml"
+    path.write_text(path.read_text().replace("max_steps: 420", "max_steps: 421"))
+    said = " ".join(str(cell) for row in compare_runs(runs).rows for cell in row)
+    assert not any(word in said for word in ("(none)", "None", " none"))
+
+
 def test_runs_side_by_side_show_what_differs_and_what_came_out(tmp_path: Path) -> None:
     runs = [fabricate_run(tmp_path, "a"), fabricate_run(tmp_path, "b", rank=16, until="training")]
     comparison = compare_runs([run.path for run in runs])

@@ -306,4 +306,5 @@ def test_plain_peft_answers_the_same_from_the_saved_file(tmp_path: Path) -> None
     train(attached, "bert", rate=0.02)
     attached.save(tmp_path)
     theirs = peft.PeftModel.from_pretrained(tiny_models.build("bert").bfloat16(), str(tmp_path))
-    assert torch.equal(logits(theirs, "bert"), logits(attached.model, "bert"))
+    # A and B are multiplied in the base's dtype, peft multiplies them in float32: bfloat16 has 8 bits
+    torch.testing.assert_close(logits(theirs, "bert"), logits(attached.model, "bert"), rtol=0.02, atol=0.02)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import peft
@@ -195,9 +196,16 @@ class AllocatedAttachment(PeftAttachment):
                 f"a run of {steps} steps leaves {steps - first - last} in which adalora could take ranks; raise"
                 " training.max_steps, or lower method.warmup_share or method.final_share"
             )
+        interval = settings.interval_steps or max(1, steps // 100)
+        if not any(step % interval == 0 for step in range(first + 1, steps - last + 1)):
+            raise ScheduleError(
+                f"method.interval_steps {interval} has no step among those in which adalora takes ranks ({first + 1} to"
+                f" {steps - last} of {steps}), so that all would be taken at once after them; set it to"
+                f" {steps - first - last} or less"
+            )
         config = self.config
         config.total_step, config.tinit, config.tfinal = steps, first, last
-        config.deltaT = settings.interval_steps or max(1, steps // 100)
+        config.deltaT = interval
 
     def after_step(self, step: int) -> None:
         """Smooth the importances, take ranks where it is time, keep taken ones at zero after the last allocation.
@@ -241,6 +249,19 @@ class AllocatedAttachment(PeftAttachment):
         """The model without the orthogonality term in its loss."""
         model: nn.Module = self._tuner.model
         return model
+
+    def penalty(self) -> torch.Tensor:
+        """The orthogonality term of peft, weighted: what its forward pass adds to a loss, here to one of zero."""
+        tuner = self._tuner
+        zero = torch.zeros((), device=next(tuner.model.parameters()).device)
+        inner = SimpleNamespace(
+            forward=lambda: SimpleNamespace(loss=zero), named_parameters=tuner.model.named_parameters
+        )
+        asked = SimpleNamespace(
+            model=inner, peft_config=tuner.peft_config, trainable_adapter_name=tuner.trainable_adapter_name
+        )
+        added: torch.Tensor = type(tuner).forward(asked).loss
+        return added
 
     def ranks(self) -> dict[str, int]:
         """The effective rank of each module: how many of its singular values are not zero.

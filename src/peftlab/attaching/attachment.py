@@ -20,7 +20,7 @@ from torch import nn
 from peftlab.attaching.merging import check_not_over, fold
 from peftlab.attaching.occupancy import AllOrNothing, check_free, occupy
 from peftlab.attaching.tensors import check_fit, cuda_devices, read_tensors, read_values
-from peftlab.attaching.wide_copies import narrow, widen_copies
+from peftlab.attaching.wide_copies import narrow, read_low_rank_rounded, widen_copies
 from peftlab.errors import CheckpointError, MethodError, TargetError
 from peftlab.family import Selection
 from peftlab.files import write_json
@@ -102,6 +102,7 @@ class PeftAttachment(OrdinaryTraining, metaclass=AllOrNothing):
         for copy in copies[1:]:
             copy.weight = copies[0].weight
         widen_copies(self.model, self.name)
+        read_low_rank_rounded(self.model, self.name)
         self._check_targets()
         self.family = map_model(self.model)
         if live is None:

@@ -19,6 +19,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from peftlab.attaching.wide_copies import read_whole
 from peftlab.errors import MethodError, NonFiniteError
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -92,7 +93,7 @@ def _fold_layers(tuner: Any, layers: dict[str, Any], name: str) -> None:
         for parameter, before in half.items():
             parameter.data = before.float()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), read_whole(layer):
                 warnings.simplefilter("ignore")  # of tied weights, which are refused here, and of rounding
                 tuner._check_merge_allowed()
                 layer.merge(safe_merge=True)

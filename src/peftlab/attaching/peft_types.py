@@ -49,7 +49,7 @@ REFUSED: Mapping[str, str] = {
 
 _BY_TARGETS = "is set by method.targets"
 _BY_PEFTLAB = "is set by peftlab"
-_NOT_TAKEN: Mapping[str, str] = {
+NOT_TAKEN: Mapping[str, str] = {
     "target_modules": _BY_TARGETS,
     "exclude_modules": _BY_TARGETS,
     "layers_to_transform": _BY_TARGETS,
@@ -153,7 +153,7 @@ def _settings_kept(name: str, kind_of_config: Any, config: Mapping[str, Any]) ->
     Raises:
         ConfigError: peft has changed one.
     """
-    taken = [f.name for f in dataclasses.fields(kind_of_config) if f.init and f.name not in _NOT_TAKEN]
+    taken = [f.name for f in dataclasses.fields(kind_of_config) if f.init and f.name not in NOT_TAKEN]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -216,10 +216,10 @@ def _check_config(name: str, kind_of_config: Any, config: Mapping[str, Any]) -> 
     Raises:
         ConfigError: There is one.
     """
-    known = [f.name for f in dataclasses.fields(kind_of_config) if f.init and f.name not in _NOT_TAKEN]
+    known = [f.name for f in dataclasses.fields(kind_of_config) if f.init and f.name not in NOT_TAKEN]
     for key in config:
-        if key in _NOT_TAKEN:
-            raise ConfigError(f"method.config.{key} {_NOT_TAKEN[key]}")
+        if key in NOT_TAKEN:
+            raise ConfigError(f"method.config.{key} {NOT_TAKEN[key]}")
         if key not in known:
             raise ConfigError(
                 f"unknown key 'method.config.{key}' of peft's type '{name}'{did_you_mean(key, known)}; there is:"

@@ -217,6 +217,11 @@ class TowersAttachment(OrdinaryTraining):
         """The model without anything that the method adds to its loss."""
         return self._first.answering
 
+    def penalty(self) -> torch.Tensor | None:
+        """What the adapters add to each training loss."""
+        added = [value for part in self.parts.values() if (value := part.penalty()) is not None]
+        return torch.stack(added).sum() if added else None
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that is needed to go on, by the adapter's name and the name in its file, on the CPU."""
         return {

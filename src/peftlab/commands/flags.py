@@ -170,7 +170,7 @@ FLAGS: tuple[Flag, ...] = (
         "method",
         "method.name",
         _ADAPTER,
-        "how the base is made tunable, see `peftlab list methods`",
+        "how the base is made tunable, see `peftlab list methods`; its settings: `peftlab list methods NAME`",
         "METHOD",
     ),
     Flag(
@@ -313,7 +313,8 @@ def markdown_table(default_of: Callable[[str], str]) -> str:
         " `--set` and flags stand side by side; if both set one key to different values, the run is refused.",
         "",
         "The defaults below are those of the config. `peftlab run` without a config file, preset, task or"
-        " model starts from the preset `embedded`, which has its own (`peftlab list presets`).",
+        " model starts from the preset `embedded`, which has its own (`peftlab list presets`). Where another method is"
+        " named, what the preset or file chose for its own - settings and phases - is left out, which the console says.",
         "",
         "Made by `peftlab list flags --markdown > docs/flags.md`; a test holds it current.",
         "",

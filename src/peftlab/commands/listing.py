@@ -8,34 +8,70 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from peftlab.catalog import CATALOGS
-from peftlab.errors import UnknownNameError
+from peftlab.errors import InputError, UnknownNameError
 
 Row = tuple[str, ...]
+KINDS_WITH_SETTINGS = ("methods", "tasks", "probes")
+"""Kinds of which one by name can be listed."""
 
 
-def list_kind(kind: str, *, markdown: bool = False) -> str:
-    """The text for one kind of thing.
+def list_kind(
+    kind: str, *, name: str | None = None, method: str | None = None, markdown: bool = False
+) -> str:
+    """The text for one kind of thing, or for one thing of it.
 
     Args:
         kind: A name from `KINDS`.
-        markdown: Whether the page for the docs is wanted; only flags have one.
+        name: One of the kind, whose settings are wanted.
+        method: With the kind "config", the method whose settings are wanted.
+        markdown: Whether the page for the docs is wanted.
 
     Returns:
         The text.
 
     Raises:
-        UnknownNameError: No such kind, or no page for the docs.
+        UnknownNameError: No such kind, no such thing of it, or no page for the docs.
+        InputError: Single ones of this kind are not listed, or a method has no meaning here.
     """
     if markdown:
-        if kind != "flags":
-            raise UnknownNameError("list with --markdown", kind, ["flags"])
-        return _flags_page()
+        if kind not in _PAGES:
+            raise UnknownNameError("list with --markdown", kind, _PAGES)
+        if name is not None or method is not None:
+            raise InputError(f"--markdown is for the whole page: peftlab list {kind} --markdown")
+        return _PAGES[kind]()
+    if kind not in KINDS:
+        raise UnknownNameError("kind of thing to list", kind, KINDS)
+    if method is not None and kind != "config":
+        raise InputError(
+            f"--method goes with config: peftlab list config --method {method} shows that method's settings"
+        )
+    if method is not None:
+        kind, name = "methods", method if name is None else name
+    if name is not None:
+        return _one(kind, name)
     if kind in CATALOGS:
         catalog = CATALOGS[kind]
-        return columns([(name, catalog.describe(name)) for name in catalog.names()])
-    if kind not in _OTHERS:
-        raise UnknownNameError("kind of thing to list", kind, KINDS)
+        table = columns([(leaf, catalog.describe(leaf)) for leaf in catalog.names()])
+        return (
+            f"{table}\n\nthe settings of one: peftlab list {kind} NAME"
+            if kind in KINDS_WITH_SETTINGS
+            else table
+        )
     return _OTHERS[kind][0]()
+
+
+def _one(kind: str, name: str) -> str:
+    """The settings of one leaf."""
+    if kind not in KINDS_WITH_SETTINGS:
+        raise InputError(
+            f"`peftlab list {kind}` takes no name; single ones are listed of {', '.join(KINDS_WITH_SETTINGS)} and peft_types"
+        )
+    from peftlab.commands import leaf_settings
+
+    rows = leaf_settings.setting_rows(kind, name)
+    table = columns(rows) if len(rows) > 1 else "it has no settings of its own"
+    parts = [leaf_settings.heading(kind, name), table, leaf_settings.notes(kind, name)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def describe_kinds() -> str:
@@ -91,8 +127,10 @@ def _presets() -> str:
 def _guide() -> str:
     from peftlab.method_guide import TASK_TYPES, recommend
 
-    rows: list[Row] = [("KIND OF TASK", "TO BEGIN WITH", "BECAUSE")]
-    rows += [(kind, recommend(kind).command, recommend(kind).reason) for kind in TASK_TYPES]
+    rows: list[Row] = [("KIND OF TASK", "METHOD", "TO BEGIN WITH", "BECAUSE")]
+    for kind in TASK_TYPES:
+        advice = recommend(kind)
+        rows.append((kind, advice.name, advice.command, advice.reason))
     note = (
         "The efficient fine-tuning document's rule of thumb. What runs on your own data say is worth more: run several"
         " methods and `full`, then `peftlab report RUN RUN ...` puts them side by side."
@@ -154,6 +192,18 @@ def _config() -> str:
     return columns(rows)
 
 
+def _peft_types() -> str:
+    from peftlab.commands.peft_types import tell_types
+
+    return tell_types()
+
+
+def _peft_types_page() -> str:
+    from peftlab.commands.peft_types import types_page
+
+    return types_page()
+
+
 def _schema() -> str:
     from peftlab.commands.schema import json_schema
 
@@ -168,6 +218,8 @@ _OTHERS: dict[str, tuple[Callable[[], str], str]] = {
     "flags": (_flags, "the short spellings of config keys"),
     "config": (_config, "every config key with type, default and meaning"),
     "families": (_families, "architectures: what is proved of each, measured on this version's transformers"),
+    "peft_types": (_peft_types, "types of peft for --method peft: which work, and why the others do not"),
     "schema": (_schema, "the JSON schema of config files, for editors"),
 }
+_PAGES: dict[str, Callable[[], str]] = {"flags": _flags_page, "peft_types": _peft_types_page}
 KINDS: Iterable[str] = (*CATALOGS, *_OTHERS)

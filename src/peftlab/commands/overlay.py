@@ -13,6 +13,7 @@ Within one source nothing is dropped: what collides there is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from peftlab.commands.flags import Assignment
@@ -55,6 +56,71 @@ def nest(assignments: Sequence[Assignment]) -> dict[str, Any]:
     return values
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What laying a source over others takes out of them because another method is named.
+
+    Attributes:
+        source: What the lower sources are called.
+        old: Their method.
+        new: The method that is named.
+        settings: Dotted path to value of all that is taken out.
+    """
+
+    source: str
+    old: str
+    new: str
+    settings: Mapping[str, Any]
+
+    def describe(self, values: Mapping[str, Any]) -> str:
+        """What was taken out for good, in words.
+
+        Args:
+            values: All sources laid over each other: what they say anew is not missing.
+
+        Returns:
+            A sentence; "" where nothing is missing.
+        """
+        gone = {path: value for path, value in self.settings.items() if not _has(values, path)}
+        if not gone:
+            return ""
+        told = ", ".join(f"{path}={_plain(value)}" for path, value in gone.items())
+        return (
+            f"note: {self.new} takes the place of {self.old}, for which {self.source} chose {told}: these are left out, and"
+            f" the defaults stand in their place; all else of {self.source} stays"
+        )
+
+
+def left_out(lower: Mapping[str, Any], upper: Mapping[str, Any], *, source: str) -> LeftOut:
+    """What `lay_over` will take out because another method is named.
+
+    Args:
+        lower: The source that gives way.
+        upper: The source that wins.
+        source: What the lower one is called.
+
+    Returns:
+        What is taken out; nothing where the method stays.
+    """
+    below, above = single_method(lower), single_method(upper)
+    old, new = method_name(below, {}), method_name(above, below)
+    settings: dict[str, Any] = {}
+    if _exchanges(above, below):
+        method = {**below["method"]} if isinstance(below.get("method"), Mapping) else {}
+        method.pop("name", None)
+        for section, inner in (("method", method), ("schedule", below.get("schedule"))):
+            if isinstance(inner, Mapping) and inner:
+                found = dict(leaves(section, inner))
+                settings |= {path: value for path, value in found.items() if value not in (None, [], {})}
+    several = "adapters" in above
+    return LeftOut(source, f"method {old}", "the list of adapters" if several else f"method {new}", settings)
+
+
+def _exchanges(above: Mapping[str, Any], below: Mapping[str, Any]) -> bool:
+    """Whether one source, laid over another, brings a method or adapters of its own."""
+    return "adapters" in above or method_name(above, below) != method_name(below, {})
+
+
 def lay_over(lower: Mapping[str, Any], upper: Mapping[str, Any], *, from_file: bool = True) -> dict[str, Any]:
     """Lay one source over another.
 
@@ -70,7 +136,7 @@ def lay_over(lower: Mapping[str, Any], upper: Mapping[str, Any], *, from_file: b
         ConfigError: A section of `lower` is not a mapping, so that nothing can be laid over it.
     """
     below, above = single_method(lower), single_method(upper)
-    if "adapters" in above or method_name(above, below) != method_name(below, {}):
+    if _exchanges(above, below):
         below.pop("method", None)
         below.pop("schedule", None)
     if "adapters" in above:
@@ -124,7 +190,8 @@ def method_name(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> str:
     for source in (upper, lower):
         method = single_method(source).get("method")
         if isinstance(method, Mapping) and "name" in method:
-            return str(method["name"])
+            name = str(method["name"])
+            return name if "." in name else name.replace("-", "_")
     return DEFAULT_METHOD
 
 
@@ -164,3 +231,20 @@ def put(values: dict[str, Any], path: str, value: Any) -> None:
         values[part] = dict(inner) if isinstance(inner, Mapping) else {}
         values = values[part]
     values[last] = value
+
+
+def _has(values: Mapping[str, Any], path: str) -> bool:
+    """Whether a dotted path is set in a nested mapping."""
+    inner: Any = values
+    for part in path.split("."):
+        if not isinstance(inner, Mapping) or part not in inner:
+            return False
+        inner = inner[part]
+    return True
+
+
+def _plain(value: Any) -> str:
+    """A value as a person writes it after `--set KEY=`."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{', '.join(map(_plain, value))}]" if isinstance(value, list) else str(value)

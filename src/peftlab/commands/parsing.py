@@ -94,7 +94,8 @@ def add_settings(parser: Parser) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="set any config key, see `peftlab list config`; again for more keys; lists are [a, b]",
+        help="set any config key, see `peftlab list config` and `peftlab list methods NAME`; again for more keys;"
+        " lists are [a, b]",
     )
     groups: dict[str, Any] = {}
     for flag in FLAGS:

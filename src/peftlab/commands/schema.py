@@ -52,7 +52,10 @@ def config_keys(method: str = DEFAULT_METHOD) -> list[ConfigKey]:
     keys: list[ConfigKey] = []
     for name, field in RunConfig.model_fields.items():
         if name == "adapters":
-            text = "a method of `peftlab list methods`; `adapters` is the spelling for a list"
+            text = (
+                "a method of `peftlab list methods`, what can be set on one: `peftlab list methods NAME`; `adapters` is the"
+                " spelling for a list, of which adapters.NUMBER.settings.KEY changes one"
+            )
             keys.append(ConfigKey("method.name", "str", DEFAULT_METHOD, text))
             keys += _leaves(METHODS.load(method).Settings, "method")
         elif name == "probes":
@@ -73,6 +76,19 @@ def default_text(path: str) -> str:
         The default, "" for an unknown path.
     """
     return next((key.default for key in config_keys() if key.path == path), "")
+
+
+def settings_keys(settings: Any, path: str) -> list[ConfigKey]:
+    """Every key of one settings class.
+
+    Args:
+        settings: The class.
+        path: The path that it stands below, e.g. "method".
+
+    Returns:
+        The keys in the class's order.
+    """
+    return list(_leaves(settings, path))
 
 
 def _leaves(settings: Any, path: str) -> Iterator[ConfigKey]:

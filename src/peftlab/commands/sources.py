@@ -1,20 +1,20 @@
 """Where a run's settings come from: defaults < preset < config file < command line.
 
-How one is laid over another stands in `overlay.py`.
+How one is laid over another stands in `overlay.py`, what is said of a key that there is not in `unknown_keys.py`.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab.commands.flags import FLAGS, Assignment
-from peftlab.commands.overlay import lay_over, method_name, nest, put, single_method
+from peftlab.commands.adapters import change_numbered, check_adapters, check_which
+from peftlab.commands.flags import Assignment
+from peftlab.commands.overlay import LeftOut, lay_over, left_out, method_name, nest, put, single_method
 from peftlab.commands.presets import PRESET_FOLDER, preset_names
-from peftlab.commands.schema import config_keys
+from peftlab.commands.unknown_keys import drop_unknown as drop_unknown
 from peftlab.config import EMBEDDED_BASE, RunConfig, build_config, read_yaml
 from peftlab.errors import ConfigError, UnknownNameError
 
@@ -73,7 +73,11 @@ def read_assignment(text: str) -> Assignment:
 
 
 def config_from(
-    *, config_file: Path | None = None, preset: str | None = None, assignments: Sequence[Assignment] = ()
+    *,
+    config_file: Path | None = None,
+    preset: str | None = None,
+    assignments: Sequence[Assignment] = (),
+    tell: Callable[[str], None] | None = None,
 ) -> RunConfig:
     """Build a config from all its sources.
 
@@ -81,6 +85,7 @@ def config_from(
         config_file: A YAML file.
         preset: A preset's name; `embedded` where neither it nor a file, another task or model is given.
         assignments: What the command line sets.
+        tell: Receives what of a preset or file is left out because another method is named.
 
     Returns:
         The config, valid and complete.
@@ -89,19 +94,30 @@ def config_from(
         ConfigError: Something is unknown, invalid or contradicts itself; all problems at once.
         UnknownNameError: No such preset.
     """
-    problems: list[str] = []
     typed = nest(assignments)
-    values = read_preset(preset) if preset else {}
+    said = {given.key: given.said for given in assignments if not given.said.startswith("--set")}
     if preset is None and config_file is None and _is_embedded(typed):
-        values = read_preset(EMBEDDED_PRESET)
+        preset = EMBEDDED_PRESET
+    values = read_preset(preset) if preset else {}
+    names = [f"the preset {preset}"] if preset else []
+    problems: list[str] = []
+    left: list[LeftOut] = []
     if config_file is not None:
         written = _read_file(config_file)
+        problems += check_adapters(written, where=f"{config_file}: ")
+        if problems:  # what is numbered would be counted in a list that is not there
+            typed.pop("adapters", None)
         problems += drop_unknown(written, method=method_name(written, values), where=f"{config_file}: ")
+        left.append(left_out(values, written, source=" and ".join(names)))
         values = lay_over(values, written)
-    problems += drop_unknown(typed, method=method_name(typed, values))
+        names.append(str(config_file))
+    values, wrong = _check_adapters_typed(typed, values, said)
+    problems += wrong
+    problems += drop_unknown(typed, method=method_name(typed, values), said=said)
     if "probes" in typed and "probes" not in values:
         defaults = RunConfig.model_fields["probes"].get_default(call_default_factory=True)
         values["probes"] = {name: {} for name in defaults}
+    left.append(left_out(values, typed, source=" and ".join(names)))
     values = lay_over(values, typed, from_file=False)
     _apply_soft(values, assignments)
     _switch_probes_off(values)
@@ -111,39 +127,28 @@ def config_from(
         problems += [_name_flags(line, assignments) for line in str(error).splitlines()]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
+    if tell is not None:
+        for note in filter(None, (part.describe(values) for part in left)):
+            tell(note)
     return config
 
 
-def drop_unknown(values: dict[str, Any], *, method: str, where: str = "") -> list[str]:
-    """Take unknown keys out of a source and say what they were.
+def _check_adapters_typed(
+    typed: dict[str, Any], values: Mapping[str, Any], said: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """What a command line says of adapters: laid over those below where it says so by number, and checked.
 
     Args:
-        values: The source, changed in place.
-        method: The method whose settings may stand below `method`.
-        where: Start of each message, e.g. "run.yaml: ".
+        typed: What the command line sets; what is laid over or wrong is taken out.
+        values: The sources below.
+        said: Dotted key to the flag that set it.
 
     Returns:
-        One message for each unknown key, with a suggestion by its full path.
+        The sources below with the changes, and what is wrong.
     """
-    try:
-        known = [key.path for key in config_keys(method)]
-    except UnknownNameError:
-        return []  # the config itself says that there is no such method
-    sections = {"adapters", "probes", *(path.partition(".")[0] for path in known)}
-    problems = []
-    for section in list(values):
-        inner = values[section]
-        if section not in sections:
-            problems.append(f"{where}unknown key '{section}'{_suggest(section, known)}")
-            del values[section]
-        elif isinstance(inner, dict) and section not in ("adapters", "probes"):
-            for key in [k for k in inner if f"{section}.{k}" not in known]:
-                path = f"{section}.{key}"
-                problems.append(
-                    f"{where}unknown key '{path}'{_suggest(path, known) or _siblings(section, known)}"
-                )
-                del inner[key]
-    return problems
+    problems = check_which(typed, values, said)
+    changed, wrong = change_numbered(values, typed)
+    return changed, [*problems, *wrong, *check_adapters(typed)]
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -201,34 +206,6 @@ def _switch_probes_off(values: dict[str, Any]) -> None:
         values["probes"] = {
             name: {} if settings in (None, True) else settings for name, settings in kept.items()
         }
-
-
-def _siblings(section: str, known: Sequence[str]) -> str:
-    """What there is in a section, for a message."""
-    return "; there is: " + ", ".join(
-        path.partition(".")[2] for path in known if path.startswith(f"{section}.")
-    )
-
-
-def _suggest(path: str, known: Sequence[str]) -> str:
-    """The known key that a person may have meant, by its full path.
-
-    Args:
-        path: What was written.
-        known: All dotted keys.
-
-    Returns:
-        " (did you mean 'training.max_steps'?)", or "".
-    """
-    last = path.rpartition(".")[2]
-    flag = {name: f.key for f in FLAGS for name in (f.name, f.alias) if name}.get(last)
-    same = [key for key in known if key.rpartition(".")[2] == last]
-    sections = {key.partition(".")[0] for key in known}
-    close = difflib.get_close_matches(path, [*known, *sections], n=1, cutoff=0.7)
-    by_last = {key.rpartition(".")[2]: key for key in reversed(known)}
-    near = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)]
-    found = next(iter([*same, *([flag] if flag else []), *close, *near]), None)
-    return f" (did you mean '{found}'?)" if found else ""
 
 
 def _name_flags(line: str, assignments: Sequence[Assignment]) -> str:

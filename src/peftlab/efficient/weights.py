@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +25,7 @@ from peftlab.efficient.layers import AdaLoRALayer, LoRALayer, own_parameters
 from peftlab.errors import CheckpointError, OutputError
 from peftlab.files import sync_path
 from peftlab.inspection.model_fingerprint import hash_tensor
+from peftlab.torch_files import read_torch_file as read_torch_file
 
 _KEY = "peftlab"
 
@@ -145,29 +145,6 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], Manifest]:
     if _digest(tensors) != manifest.content:
         raise CheckpointError(f"{path} is damaged: its tensors are not as written")
     return tensors, manifest
-
-
-def read_torch_file(path: Path) -> dict[str, torch.Tensor]:
-    """Read a file of torch's own format, tensors only: nothing in it is executed.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Name to tensor.
-
-    Raises:
-        CheckpointError: It is missing, damaged, or holds something else than named tensors.
-    """
-    try:
-        found: Any = torch.serialization.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its reader raises, whatever that is
-        raise CheckpointError(f"{path} cannot be read as named tensors: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} holds something else than named tensors")
-    return {
-        str(name).replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}"): t for name, t in found.items()
-    }
 
 
 def check_fit(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], where: Path) -> None:

@@ -8,9 +8,6 @@ named: the intervals are of the test examples.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,10 @@ from pydantic import Field, field_validator
 
 from peftlab.catalog import METHODS
 from peftlab.config import RunConfig, build_config
-from peftlab.errors import ConfigError, InputError, RunError
+from peftlab.errors import ConfigError, InputError
 from peftlab.files import write_json, write_text
-from peftlab.run import RunFolder
+from peftlab.run_series import carry_out_run as _carry_out
+from peftlab.run_series import choose_lowest, edge_note, rate_rows, render_markdown
 from peftlab.settings import Settings as _Settings
 from peftlab.tables import render_text, show_bytes, show_count, show_score, show_seconds
 
@@ -95,7 +93,7 @@ def carry_out(settings: Settings, folder: Path, show: Callable[[str], object]) -
             tried[name].append(_carry_out(config, folder / "configs") | {"factor": factor})
             rate, loss = config.training.learning_rate, tried[name][-1]["validation_loss"]
             show(f"{name}: learning rate {rate:g}: validation loss {loss:.4f}")
-        lowest = min(tried[name], key=lambda r: r["validation_loss"], default={"factor": settings.factors[0]})
+        lowest = choose_lowest(tried[name]) or {"factor": settings.factors[0]}
         done[name] = _carry_out(_config(settings, name, lowest["factor"], directory), folder / "configs")
         show(f"{name}: {done[name]['steps']} steps in {show_seconds(done[name]['seconds'])}")
     if not done:
@@ -164,57 +162,6 @@ def _refusal(config: RunConfig) -> str:
     return ""
 
 
-def _carry_out(config: RunConfig, configs: Path) -> dict[str, Any]:
-    """Carry out one run in a process of its own, or read what is there."""
-    path = config.output.directory / config.run_name()
-    run = RunFolder(path)
-    if not run.is_finished:
-        if run.has(RunFolder.CONFIG):
-            command = ["--resume", str(path)]
-        else:
-            file = configs / f"{path.name}.yaml"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            command = [str(config.save(file))]
-        process = subprocess.run(
-            [sys.executable, "-m", "peftlab", "run", *command],
-            env=os.environ | {"PYTHONWARNINGS": "ignore"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if process.returncode:
-            last = (process.stderr.strip() or process.stdout.strip()).splitlines()[-1:]
-            raise RunError(
-                f"{path.name} failed (exit code {process.returncode}): {' '.join(last)}; the finished runs in"
-                f" {path.parent} are not done again with --set runs={path.parent}"
-            )
-    return _read(run, config)
-
-
-def _read(run: RunFolder, config: RunConfig) -> dict[str, Any]:
-    """What a finished run came to."""
-    import json
-
-    summary = run.summary()
-    evaluation = run.evaluation_path()
-    after = json.loads(evaluation.read_text(encoding="utf-8"))["after"] if evaluation else None
-    adapter = sum(file.stat().st_size for file in run.final_model.rglob("*.safetensors"))
-    return {
-        "run": run.name,
-        "learning_rate": config.training.learning_rate,
-        "validation_loss": summary["best_checkpoint"]["validation_loss"],
-        "metrics": after["metrics"] if after else {},
-        "trainable_parameters": summary["counts"]["trainable_parameters"],
-        "total_parameters": summary["counts"]["total_parameters"],
-        "steps": summary["steps"],
-        "seconds": summary["seconds"]["train"],
-        "tokens_per_second": summary["tokens_per_second"],
-        "peak_memory_bytes": summary["peak_memory_bytes"],
-        "adapter_bytes": adapter,
-        "versions": run.environment["versions"],
-    }
-
-
 def _write(
     folder: Path,
     done: Mapping[str, dict[str, Any]],
@@ -224,27 +171,16 @@ def _write(
 ) -> list[Path]:
     """Write and show the tables."""
     rows = list(_rows(done))
-    choices = [["method", "learning rate", "validation loss", "chosen"]]
+    choices = rate_rows(tried)
     notes = [f"Left out: {name}: {reason}" for name, reason in refused.items()]
-    edges = []
-    for name, results in tried.items():
-        lowest = min(results, key=lambda r: r["validation_loss"], default=None)
-        for result in results:
-            mark = "yes" if result is lowest else ""
-            choices.append([name, f"{result['learning_rate']:g}", f"{result['validation_loss']:.4f}", mark])
-        if len(results) > 2 and lowest in (results[0], results[-1]):
-            edges.append(name)
-    if edges:
-        notes.append(
-            f"Lowest at the edge of what was tried, so perhaps better beyond: {', '.join(edges)} (--set factors=[...])."
-        )
+    notes += edge_note(tried)
     notes.append("One seed: no winner is named. Intervals: 95 %, bootstrap over the test examples.")
     show(render_text(rows, title="\nlowest validation loss first"))
     for note in notes:
         show(note)
     parts = [
-        _markdown(rows),
-        *(["Learning rates, after shorter runs:", _markdown(choices)] if choices[1:] else []),
+        render_markdown(rows),
+        *(["Learning rates, after shorter runs:", render_markdown(choices)] if choices[1:] else []),
     ]
     table, numbers = folder / "table.md", folder / "methods.json"
     write_text(table, "\n\n".join([*parts, *notes]) + "\n")
@@ -270,10 +206,3 @@ def _rows(done: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
             show_bytes(result["peak_memory_bytes"]),
             show_bytes(result["adapter_bytes"]),
         ]
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    """A table as Markdown."""
-    header, *body = rows
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -88,6 +88,7 @@ def _losses(run: RunFolder) -> str:
         lines.append(
             f"training    {losses.training[0]:.4f} at step {losses.steps[0]:,}"
             f" → {losses.training[-1]:.4f} at step {losses.steps[-1]:,}"
+            + (f" (holds {losses.beside} too)" if losses.beside else "")
         )
     if losses.validation:
         low = min(range(len(losses.validation)), key=losses.validation.__getitem__)

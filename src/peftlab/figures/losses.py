@@ -64,7 +64,7 @@ def plot_training_loss(
                 axes.plot(losses.steps, _gaps(losses.training), color=colour, alpha=0.28, linewidth=0.7)
             axes.plot(
                 losses.steps, smooth(losses.training, window), color=colour, linewidth=1.9, marker=marker, markersize=3,
-                label="training",
+                label=f"training, with\n{losses.beside}" if losses.beside else "training",
             )  # fmt: skip
         if losses.validation:
             axes.plot(

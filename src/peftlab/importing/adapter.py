@@ -19,9 +19,10 @@ from peftlab.attaching.prompting import PromptAttachment
 from peftlab.attaching.targeting import new_modules
 from peftlab.catalog import METHODS
 from peftlab.config import AdapterSettings, ModelSettings
-from peftlab.errors import CheckpointError, InputError, ModelError
+from peftlab.errors import CheckpointError, InputError, ModelError, TargetError
 from peftlab.files import sha256, write_json
 from peftlab.folders import OnConflict, choose_folder
+from peftlab.importing.fit import check_places, check_ranks, name_base
 from peftlab.importing.foreign import PREFIX, Foreign, Translation
 from peftlab.importing.loralib_file import is_loralib, read_loralib
 from peftlab.importing.peft_folder import CONFIG_FILE, PROMPT, read_peft_folder
@@ -39,6 +40,7 @@ _SEED = 42
 _LIBRARIES = ("peftlab", "torch", "transformers", "peft", "safetensors")
 _COPY = ".modules_to_save."
 _ENCODER = "prompt_encoder.embedding.weight"
+_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def import_adapter(
     named = path.name.partition(".")[0] if name is None and path.is_file() else name or path.resolve().name
     folder = choose_folder(Path(output).expanduser(), named, on_conflict)
     settings = ModelSettings(name=base, device="cpu")
-    found = _find_base(foreign, settings, labels)
+    found = find_base(foreign, settings, labels)
     model = load_model(found, settings, seed=_SEED)
     translation, attachment = put_on(foreign, model, found)
     facts = BundleFacts(
@@ -206,7 +208,13 @@ def put_on(foreign: Foreign, model: nn.Module, source: ModelSource) -> tuple[Tra
         TargetError: The adapter's modules are not in this base.
     """
     family = map_model(model)
-    translation = foreign.translate(model, family)
+    base = str(getattr(source, "name", ""))
+    try:
+        translation = foreign.translate(model, family)
+    except TargetError as error:
+        raise TargetError(f"{error} (the base is {name_base(base, model)})") from error
+    check_places(foreign, translation.tensors, model, base)
+    check_ranks(foreign, translation.rank_pattern, model, base)
     leaf = METHODS.load(translation.method)
     values = {"method": translation.method, "settings": dict(translation.settings)}
     checked = validate(AdapterSettings, values, where=str(foreign.path))
@@ -274,23 +282,40 @@ def _check_scaling(attachment: Attachment, scaling: Mapping[str, float]) -> None
             )
 
 
-def _find_base(foreign: Foreign, settings: ModelSettings, labels: Sequence[str]) -> ModelSource:
+def find_base(foreign: Foreign, settings: ModelSettings, labels: Sequence[str]) -> ModelSource:
     """The base, with as many classes as the adapter's head has.
+
+    Args:
+        foreign: The adapter.
+        settings: Which base.
+        labels: Names of the classes; their number is checked where there are any.
+
+    Returns:
+        What it is loaded from.
 
     Raises:
         InputError: The labels are not as many, or the base ends in something else.
     """
-    classes = None
+    classes: int | None = None
+    looked: tuple[str, ...] = ()
     if foreign.head in ("classification", None):
-        classes = _count_classes(foreign, settings)
+        classes, looked = _count_classes(foreign, settings)
     if foreign.head == "classification" and classes is None:
         raise CheckpointError(
-            f"{foreign.path} is of a classifier and holds no head, so how many classes there are is not known; the adapter"
-            " is not complete"
+            f"{foreign.path} is of a classifier and holds no head for '{settings.name}', so how many classes there are is"
+            f" not known: {_other_head(foreign, looked)}"
         )
     if labels and len(labels) != (classes or 0):
         raise InputError(f"{len(labels)} labels are given, and the adapter has {classes or 'no'} classes")
-    source = find_model(settings, num_labels=classes)
+    try:
+        source = find_model(settings, num_labels=classes)
+    except ModelError as error:
+        if classes is not None or not looked:
+            raise
+        raise CheckpointError(
+            f"{foreign.path} does not fit the base '{settings.name}', which can only be a classifier, and the file holds no"
+            f" head for it: {_other_head(foreign, looked)}"
+        ) from error
     if foreign.head is not None and source.head != foreign.head:
         raise InputError(
             f"{foreign.path} is an adapter of a {foreign.head} model, and '{settings.name}' is a {source.head} model"
@@ -298,21 +323,36 @@ def _find_base(foreign: Foreign, settings: ModelSettings, labels: Sequence[str])
     return source
 
 
-def _count_classes(foreign: Foreign, settings: ModelSettings) -> int | None:
-    """How many rows the tensor of the head has that has one for each class; None where there is none in the file."""
+def _other_head(foreign: Foreign, looked: Sequence[str]) -> str:
+    """Which tensors of a head were looked for, and what the file has instead."""
+    others = [name.removeprefix(PREFIX) for name in foreign.tensors if ".lora_" not in name][:_SHOWN]
+    return (
+        f"looked for {', '.join(looked)}, and beside its adapter the file has {', '.join(others) or 'nothing'}; it is not"
+        " complete, or belongs to another base"
+    )
+
+
+def _count_classes(foreign: Foreign, settings: ModelSettings) -> tuple[int | None, tuple[str, ...]]:
+    """How many rows the tensor of the head has that has one for each class, and the names under which it was looked for.
+
+    None where the file has none; no names where the base cannot be a classifier.
+    """
     try:
         probe = find_model(settings, num_labels=_UNLIKELY_LABELS)
     except ModelError:
         if foreign.head is None:  # no classifier: a file that does not say its head is of another kind
-            return None
+            return None, ()
         raise
-    shape = meta_model(probe)
+    shape, looked = meta_model(probe), []
     for part in new_modules(shape, "classification"):
         for name, parameter in shape.get_submodule(part).named_parameters():
+            if parameter.shape[0] != _UNLIKELY_LABELS:
+                continue
+            looked.append(f"{part}.{name}")
             for saved in (f"{PREFIX}{part}.{name}", f"base_model.{part}.{name}"):
-                if parameter.shape[0] == _UNLIKELY_LABELS and saved in foreign.tensors:
-                    return int(foreign.tensors[saved].shape[0])
-    return None
+                if saved in foreign.tensors:
+                    return int(foreign.tensors[saved].shape[0]), tuple(looked)
+    return None, tuple(looked)
 
 
 def _labels(source: ModelSource, labels: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from torch import nn
 
 from peftlab.attaching.targeting import new_modules
 from peftlab.errors import CheckpointError, ConfigError, InputError
-from peftlab.family import FamilyMap
+from peftlab.family import FamilyMap, Site
+from peftlab.importing.fit import nearest
 from peftlab.importing.foreign import PREFIX, Foreign, Translation
 from peftlab.importing.places import name_targets
 
@@ -89,6 +90,7 @@ def _translate(
     family: FamilyMap,
 ) -> Translation:
     """The translation for a live base."""
+    sites = _sites(pairs, family, path)
     heads = new_modules(model, "classification") if hasattr(model.config, "num_labels") else []
     others = [name for name in whole if name.partition(".")[0] not in heads]
     if others:
@@ -100,7 +102,7 @@ def _translate(
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for pair in pairs:
-        site = _site(pair, family, path)
+        site = sites[pair]
         a, b, parts = _unmerged(pair, tensors[pair + _A], tensors[pair + _B], site.out_features, merged)
         ranks[site.path], alphas[site.path] = a.shape[0], alpha * parts
         found[f"{PREFIX}{site.path}.lora_A.weight"] = a
@@ -125,18 +127,32 @@ def _translate(
     )
 
 
-def _site(name: str, family: FamilyMap, path: Path) -> Any:
-    """The linear layer that a name of the file stands for: its own path, or the one that ends in it or that it ends in."""
+def _sites(names: Sequence[str], family: FamilyMap, path: Path) -> dict[str, Site]:
+    """The linear layer that each name of the file stands for: its own path, or the one that ends in it or that it ends in.
+
+    Raises:
+        CheckpointError: A name stands for none, or for several; says which, and what the base has.
+    """
     linear = [site for site in family.sites if site.linear]
-    exact = [site for site in linear if site.path == name]
-    alike = [s for s in linear if s.path.endswith(f".{name}") or name.endswith(f".{s.path}")]
-    found = exact or alike
-    if len(found) != 1:
-        raise CheckpointError(
-            f"{path}: '{name}' is {'no linear layer' if not found else f'{len(found)} linear layers'} of this"
-            f" {family.model_type} model; the file belongs to another base"
-        )
-    return found[0]
+    by_path = {site.path: site for site in linear}
+    found: dict[str, Site] = {}
+    lacking: dict[str, int] = {}
+    for name in names:
+        alike = [s for s in linear if s.path.endswith(f".{name}") or name.endswith(f".{s.path}")]
+        chosen = [by_path[name]] if name in by_path else alike
+        if len(chosen) == 1:
+            found[name] = chosen[0]
+        else:
+            lacking[name] = len(chosen)
+    if not lacking:
+        return found
+    name, number = next(iter(lacking.items()))
+    what = "is no linear layer" if not number else f"is {number} linear layers"
+    raise CheckpointError(
+        f"{path}: '{name}' {what} of this {family.model_type} model; {len(lacking)} of its {len(names)} adapted layers are"
+        f" not found there by their paths or the ends of these; the model has {nearest(name, list(by_path))} ...: the file"
+        " belongs to another base, or to another class of it"
+    )
 
 
 def _unmerged(

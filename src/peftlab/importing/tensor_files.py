@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from peftlab.efficient.weights import read_torch_file
 from peftlab.errors import CheckpointError, InputError
+from peftlab.torch_files import read_torch_file
 
 _MANAGER = "peftlab"
 """What the efficient fine-tuning manager writes into a file's header."""

@@ -9,7 +9,8 @@ Source: Ben Zaken et al. 2022, arXiv 2106.10199, section 3.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from peftlab.settings import Settings as _Settings
 
@@ -28,6 +29,15 @@ class Settings(_Settings):
 
     norm_gains: bool = False
     """Whether the gains of the norms train too."""
+
+
+def trains_the_base(settings: Mapping[str, Any]) -> bool:
+    """It trains biases of the base in place, which half precision would round away.
+
+    Args:
+        settings: The method's settings as a config has them; whatever they are.
+    """
+    return True
 
 
 def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Head, seed: int) -> Attachment:

@@ -10,7 +10,8 @@ last two layers alone).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
@@ -44,6 +45,15 @@ class Settings(_Settings):
         if targets is not None and (not targets or not all(targets)):
             raise ValueError("at least one target is needed")
         return targets
+
+
+def trains_the_base(settings: Mapping[str, Any]) -> bool:
+    """It trains tensors of the base in place, which half precision would round away.
+
+    Args:
+        settings: The method's settings as a config has them; whatever they are.
+    """
+    return True
 
 
 def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Head, seed: int) -> Attachment:

@@ -15,6 +15,7 @@ PiSSA: 2404.02948; OLoRA: 2406.01775; EVA: 2410.07170; CorDA: 2406.05223; LoRA-G
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from peftlab.family import FamilyMap
     from peftlab.method import Attachment, Head
 
+_CHANGING_BASE = ("pissa", "olora", "corda", "lora_ga")
 _STARTS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora", "eva", "corda", "lora_ga")
 _FROM_DATA = ("eva", "corda", "lora_ga")
 _NO_LOFTQ = (
@@ -169,6 +171,15 @@ def _flat(pattern: dict[Any, Any]) -> dict[str, Any]:
         inner = _flat(value) if isinstance(value, dict) else {"": value}
         flat |= {f"{name}.{rest}" if rest else str(name): number for rest, number in inner.items()}
     return flat
+
+
+def trains_the_base(settings: Mapping[str, Any]) -> bool:
+    """Whether tensors of the base are trained or changed, which half precision would round.
+
+    Args:
+        settings: The method's settings as a config has them.
+    """
+    return settings.get("bias", "none") != "none" or str(settings.get("init", "")).startswith(_CHANGING_BASE)
 
 
 def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Head, seed: int) -> Attachment:

@@ -9,6 +9,7 @@ B zero at the start.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
@@ -43,6 +44,15 @@ class Settings(_Settings):
     def num_virtual_tokens(self) -> int:
         """Positions that the type takes from the text."""
         return int(self.config.get("num_virtual_tokens") or 0)
+
+
+def trains_the_base(settings: Mapping[str, Any]) -> bool:
+    """Some types of peft train tensors of the base in place; which, nobody tells.
+
+    Args:
+        settings: The method's settings as a config has them; whatever they are.
+    """
+    return True
 
 
 def attach(model: nn.Module, family: FamilyMap, settings: Settings, *, head: Head, seed: int) -> Attachment:

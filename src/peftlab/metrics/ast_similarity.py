@@ -34,9 +34,8 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         are not valid.
 
     Raises:
-        EvaluationError: Counts differ, there is nothing to score, an example has no reference, or the references are
-            code of none of the languages.
-        NotComputedError: tree-sitter or a grammar is not installed.
+        EvaluationError: Counts differ, there is nothing to score, or an example has no reference.
+        NotComputedError: The references are code of none of the languages, or tree-sitter or a grammar is not installed.
 
     Example:
         >>> score(["return x + y"], [Example("test-0", "s", ("return a + b",))], seed=42).value

@@ -32,9 +32,8 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         A rate in 0-1 with a 95 % interval over examples.
 
     Raises:
-        EvaluationError: Counts differ, there is nothing to score, an example has no reference, one that is no query or
-            one that cannot be executed.
-        NotComputedError: The examples tell of no database.
+        EvaluationError: Counts differ, there is nothing to score, or an example has no reference.
+        NotComputedError: The examples tell of no database, or a reference is no query or cannot be executed.
         DataError: A database is missing, damaged or of other tables.
     """
     return execution_score(NAME, predictions, examples, seed=seed)

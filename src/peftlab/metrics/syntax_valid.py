@@ -34,9 +34,8 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         valid themselves.
 
     Raises:
-        EvaluationError: Counts differ, there is nothing to score, an example has no reference, or the references are
-            code of none of the languages.
-        NotComputedError: tree-sitter or a grammar is not installed.
+        EvaluationError: Counts differ, there is nothing to score, or an example has no reference.
+        NotComputedError: The references are code of none of the languages, or tree-sitter or a grammar is not installed.
 
     Example:
         >>> score(["return a b"], [Example("test-0", "s", ("return a + b",))], seed=42).value

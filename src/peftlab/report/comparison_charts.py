@@ -121,8 +121,8 @@ def draw_losses(runs: Sequence[tuple[str, Losses]]) -> str:
                 pen.bar(x - 3.5, y - 3.5, 7, 7, colour)
     legend = "".join(
         f'<span style="white-space:nowrap;margin-right:18px"><b style="color:{COLOURS[i % len(COLOURS)]}">'
-        f"{'- -' if i // len(COLOURS) % 2 else '—'}</b> {escape(label)}</span>"
-        for i, (label, _) in enumerate(read)
+        f"{'- -' if i // len(COLOURS) % 2 else '—'}</b> {escape(label + _beside(losses))}</span>"
+        for i, (label, losses) in enumerate(read)
     )
     told = f"{LOSS_LABEL} · line: training, mean over neighbouring steps · squares: validation"
     return f'<p class="muted">{told}</p><p style="max-width:none">{legend}</p>{_chart(pen, height, "loss of each run")}'
@@ -168,3 +168,8 @@ def _thin(steps: Sequence[int], losses: Sequence[float]) -> list[tuple[float, fl
                 (sum(steps[start : start + width]) / len(steps[start : start + width]), sum(part) / len(part))
             )
     return points
+
+
+def _beside(losses: Losses) -> str:
+    """What a run's training losses hold that another's may not."""
+    return f" (training with {losses.beside})" if losses.beside else ""

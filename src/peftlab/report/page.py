@@ -46,6 +46,7 @@ svg.span{display:block;color:var(--ink)}
 .example .k{color:var(--muted);font-size:12.5px;padding-top:2px}
 .example .v{white-space:pre-wrap;overflow-wrap:anywhere}
 .example .after{background:var(--soft)}
+.example .muted{font-size:12.5px}.example details{margin:2px 0 0}
 pre{background:var(--soft);border:1px solid var(--line);border-radius:8px;padding:14px 16px;overflow-x:auto;
 font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 details{margin:10px 0}summary{cursor:pointer;color:var(--accent)}

@@ -4,93 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from html import escape
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from peftlab.comparison import evaluation_of, metrics_of
+from peftlab.comparison import evaluation_of
 from peftlab.rank_log import RANK_FILE, RankLog
+from peftlab.report.answers import answer_section
 from peftlab.report.page import Section, absent, picture, scrolling, tiles
+from peftlab.report.score_table import score_section
 from peftlab.run import RunFolder
 from peftlab.tables import (
     preflight_rows,
     render_html,
     show_bytes,
     show_groups,
-    show_score,
     show_seconds,
 )
-
-NUM_EXAMPLES = 8
-"""Test examples shown with their answers."""
 
 
 def scores(run: RunFolder) -> Section:
     """Scores before and after, with intervals and units."""
-    evaluation = evaluation_of(run)
-    before, after = metrics_of(evaluation, "before"), metrics_of(evaluation, "after")
-    if evaluation is None or not (before or after):
-        return Section(
-            "Scores", absent("the scores come before and after training, unless evaluation is off")
-        )
-    head = "<tr><th>metric</th><th>before</th><th>after</th><th>change</th><th>on the whole scale</th><th>unit</th></tr>"
-    body = "".join(_score_row(name, before.get(name), after.get(name)) for name in (after or before))
-    note = (
-        f"On {evaluation['num_examples']:,} {evaluation['split']} examples; in brackets and as bands: 95 % bootstrap"
-        " interval over examples. Grey: before, coloured: after."
-    )
-    half = evaluation.get("after") or evaluation["before"]
-    decoding = ", ".join(
-        str(value) if key == "kind" else f"{key.replace('_', ' ')} {value}"
-        for key, value in half["decoding"].items()
-    )
-    signatures = {s["signature"] for s in (after or before).values() if s.get("signature")}
-    exact = "".join(f"<br>{escape(signature)}" for signature in sorted(signatures))
-    waiting = "" if after else absent("the scores after training")
-    table = scrolling(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
-    return Section(
-        "Scores", f'{table}{waiting}<p class="muted">{note}<br>Decoding: {escape(decoding)}.{exact}</p>'
-    )
-
-
-def _score_row(name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
-    """One metric."""
-    score = after or before or {}
-    digits = 3 if score["unit"] == "rate" else 2
-    change = f"{after['value'] - before['value']:+.{digits}f}" if before and after else "-"
-    better = "higher is better" if score["higher_is_better"] else "lower is better"
-    cells = [show_score(before), show_score(after), change]
-    numbers = "".join(f'<td class="n" style="white-space:nowrap">{escape(cell)}</td>' for cell in cells)
-    unit = f'<span style="white-space:nowrap">{escape(score["unit"])}, <span class="muted">{better}</span></span>'
-    return f"<tr><td>{escape(name)}</td>{numbers}<td>{_span(before, after)}</td><td>{unit}</td></tr>"
-
-
-def _span(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
-    """A line drawing of the two scores and their intervals on one scale."""
-    found = [(s, colour, y) for s, colour, y in ((before, "#8c959f", 7), (after, "var(--accent)", 17)) if s]
-    ends = {"0-100": (0.0, 100.0), "rate": (0.0, 1.0)}.get(found[0][0]["unit"])
-    numbers = [n for s, _, _ in found for n in (s["value"], *(s.get("interval") or ()))]
-    low, high = ends or (min(0.0, *numbers), max(numbers))
-    low, high = min(low, *numbers), max(high, *numbers)
-
-    def x(value: float) -> float:
-        return float(round(4 + 192 * (value - low) / ((high - low) or 1), 2))
-
-    drawn = "".join(
-        (
-            f'<line x1="{x(s["interval"][0])}" x2="{x(s["interval"][1])}" y1="{y}" y2="{y}" stroke="{colour}"'
-            ' stroke-width="6" stroke-opacity=".4"/>'
-            if s.get("interval")
-            else ""
-        )
-        + f'<circle cx="{x(s["value"])}" cy="{y}" r="2.6" fill="{colour}"/>'
-        for s, colour, y in found
-    )
-    return (
-        f'<svg class="span" width="200" height="24" role="img" aria-label="from {low:g} to {high:g}">'
-        '<line x1="4" x2="196" y1="12" y2="12" stroke="currentColor" stroke-opacity=".18"/>'
-        f"{drawn}</svg>"
-    )
+    return score_section(evaluation_of(run))
 
 
 def costs(run: RunFolder) -> Section:
@@ -265,37 +199,12 @@ def _draw(run: RunFolder, name: str, plot: Callable[..., Path]) -> str:
 
 def examples(run: RunFolder) -> Section | None:
     """Some test examples with the answers before and after."""
-    evaluation = evaluation_of(run)
-    halves = {when: (evaluation or {}).get(when) for when in ("before", "after")}
-    answers = {
-        when: run.predictions(half["predictions"])[:NUM_EXAMPLES] for when, half in halves.items() if half
-    }
+    evaluation = evaluation_of(run) or {}
+    halves = {when: evaluation[when] for when in ("before", "after") if evaluation.get(when)}
+    answers = {when: run.predictions(half["predictions"]) for when, half in halves.items()}
     if not answers:
         return None if run.has_ended else Section("Answers", absent("the answers to the test examples"))
-    pairs = zip_longest(answers.get("before", []), answers.get("after", []))
-    boxes = "".join(_example(before, after) for before, after in pairs)
-    shown = max(len(rows) for rows in answers.values())
-    return Section(
-        "Answers", f'<p class="muted">The first {shown} test examples, as they come, not chosen.</p>{boxes}'
-    )
-
-
-def _example(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
-    """One test example."""
-    row = after or before or {}
-    lines = [("source", row["source"], ""), *(("reference", text, "") for text in row["references"])]
-    if before:
-        lines.append(("before", before["prediction"], ""))
-    if after:
-        lines.append(("after", after["prediction"], "after"))
-    cells = (
-        f'<div class="{kind}"><div class="k">{name}</div><div class="v">{escape(str(text)) or _EMPTY}</div></div>'
-        for name, text, kind in lines
-    )
-    return f'<div class="example">{"".join(cells)}</div>'
-
-
-_EMPTY = '<span class="muted">(nothing)</span>'
+    return answer_section([*halves.values()][-1].get("examples"), answers)
 
 
 def preflight(run: RunFolder) -> Section:

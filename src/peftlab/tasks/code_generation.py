@@ -14,6 +14,7 @@ or tokens that are masked, and Python that the parser does not take. The languag
 
 Source: github.com/github/CodeSearchNet, Husain et al. 2019, "CodeSearchNet Challenge" (arXiv:1909.09436), in the split of
 github.com/microsoft/CodeXGLUE, Lu et al. 2021, "CodeXGLUE" (arXiv:2102.04664). Please cite both.
+No checksum is published; a run folder records those of the files it read.
 Licence: each function has that of its repository; CodeXGLUE's data are under C-UDA.
 """
 

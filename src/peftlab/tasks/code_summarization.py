@@ -16,6 +16,7 @@ Source: github.com/github/CodeSearchNet, Husain et al. 2019, "CodeSearchNet Chal
 github.com/microsoft/CodeXGLUE, Lu et al. 2021, "CodeXGLUE" (arXiv:2102.04664), whose cleaning and split this is: 251,820 /
 13,914 / 14,918 functions in Python, 164,923 / 5,183 / 10,955 in Java, 58,025 / 3,885 / 3,291 in JavaScript. Please cite
 both papers.
+No checksum is published; a run folder records those of the files it read.
 Licence: each function has that of its repository; CodeXGLUE's data are under C-UDA.
 """
 

@@ -12,7 +12,8 @@ Each distinct MR is one example with all its texts as references, in file order;
 appear (the order in which published system outputs are written). `values` are the values of `name` and `near`: the
 texts hold them letter by letter in 98-100 % of the rows, the other attributes are mostly paraphrased ("kid friendly").
 
-The files go into one folder, given as `data_dir`, under their upstream names; which release it is follows from them:
+The files go into one folder, given as `data_dir` (or as the archive itself, `task.archive`), under their upstream names;
+which release it is follows from them. By hub name: `tuetschek/e2e_nlg` and `tuetschek/e2e_nlg_cleaned`.
 
 | release | train | validation | test | rows published |
 |---|---|---|---|---|
@@ -22,7 +23,12 @@ The files go into one folder, given as `data_dir`, under their upstream names; w
 Source: github.com/tuetschek/e2e-dataset, Novikova, Dušek and Rieser 2017, "The E2E Dataset: New Challenges for
 End-to-End Generation" (SIGDIAL, arXiv:1706.09254); github.com/tuetschek/e2e-cleaning, Dušek, Howcroft and Rieser 2019,
 "Semantic Noise Matters for Neural Natural Language Generation" (INLG, arXiv:1911.03905).
+SHA-256 of its files: devset.csv fc26b78c..., testset_w_refs.csv edc8db68..., devel-fixed.no-ol.csv bb88df25...,
+test-fixed.csv 99b43c27...; a run folder records those of the files it read.
 Licence: CC BY-SA 4.0. Please cite the first paper, and the second for the cleaned release.
+
+Scored are the metrics of the challenge (BLEU, NIST, METEOR, ROUGE-L, CIDEr, as its script computes them) beside those that
+other papers use. METEOR is a program in Java: it takes some ten seconds a scoring, and is "not computed" without it.
 """
 
 from __future__ import annotations
@@ -37,7 +43,25 @@ from peftlab.errors import DataError
 from peftlab.task import Example, Splits
 
 PROMPT = "meaning: {source}\ntext:"
-METRICS = ("bleu", "rouge_l", "value_coverage")
+METRICS = (
+    "bleu",
+    "rouge_l",
+    "value_coverage",
+    "bleu_e2e",
+    "nist",
+    "rouge_l_e2e",
+    "cider",
+    "meteor",
+    "bleu_1",
+    "bleu_2",
+    "bleu_3",
+    "bleu_4",
+    "rouge_1",
+    "rouge_2",
+    "rouge_lsum",
+)
+HUB_FILES = {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"}
+HUB_COLUMNS = {"meaning_representation": "mr", "human_reference": "ref"}
 
 VERBATIM = ("name", "near")
 _ATTRIBUTE = re.compile(r"(?:^|, )([^\[\],]+)\[([^\]]*)\]")
@@ -49,7 +73,7 @@ class Release:
 
     Attributes:
         files: File name of each split.
-        num_rows: Rows published in each split.
+        num_rows: Rows published in each split; none for the hub's form, which either release has there.
     """
 
     files: Mapping[str, str]
@@ -65,6 +89,7 @@ RELEASES = {
         {"train": "train-fixed.no-ol.csv", "validation": "devel-fixed.no-ol.csv", "test": "test-fixed.csv"},
         {"train": 33_525, "validation": 4_299, "test": 4_693},
     ),
+    "hub": Release(HUB_FILES, {}),
 }
 
 
@@ -93,10 +118,10 @@ def load(data_dir: Path | None, *, seed: int) -> Splits:
     release = _find_release(Path(data_dir))
     files = {split: Path(data_dir) / name for split, name in release.files.items()}
     notes: list[str] = []
-    texts: dict[str, dict[str, list[str]]] = {}
-    for split, path in files.items():
-        texts[split] = _read(path)
-        notes += _count_notes(split, texts[split], release.num_rows[split])
+    texts = {split: _read(path) for split, path in files.items()}
+    published = _published(release, texts)
+    for split in files:
+        notes += _count_notes(split, texts[split], published[split])
     for split, other in (("validation", "test"), ("train", "test"), ("train", "validation")):
         shared = [meaning for meaning in texts[split] if meaning in texts[other]]
         for meaning in shared:
@@ -164,6 +189,15 @@ def _read(path: Path) -> dict[str, list[str]]:
     if not grouped:
         raise DataError(f"{path}: no rows below the header; take the upstream file")
     return grouped
+
+
+def _published(release: Release, texts: Mapping[str, Mapping[str, list[str]]]) -> Mapping[str, int]:
+    """The rows that should be there; of the hub's form, those of the release that train is whole of, else the original's."""
+    if release.num_rows:
+        return release.num_rows
+    num_train = sum(map(len, texts["train"].values()))
+    counts = [known.num_rows for known in RELEASES.values() if known.num_rows]
+    return next((rows for rows in counts if rows["train"] == num_train), counts[0])
 
 
 def _count_notes(split: str, grouped: Mapping[str, list[str]], published: int) -> list[str]:

@@ -23,7 +23,7 @@ MultiNLI's own test labels were never published: its matched development set is 
 test takes all its files as one pool, of which one premise in ten goes to validation and one to test, by seed. Rows may
 also be those of ChaosNLI (jsonl; the class that most of its 100 annotators chose), and of tab-separated files: label,
 premise, hypothesis without a header, or GLUE's columns gold_label, sentence1, sentence2; of the hub, where the label is
-the class's number, -1 for none. Premises never stand in two parts.
+the class's number, -1 for none (`nyu-mll/multi_nli`, `stanfordnlp/snli`). Premises never stand in two parts.
 
 | | train | dev matched | dev mismatched |
 |---|---|---|---|
@@ -38,30 +38,33 @@ Licence: MultiNLI mostly OANC's, parts CC BY 3.0 and CC BY-SA 3.0; ChaosNLI's la
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from peftlab.data_files import Record, count_note, keep_apart, read_json_lines, read_tabs
+from peftlab.data_files import count_note, keep_apart
 from peftlab.errors import DataError
+from peftlab.nli_rows import LABELS as LABELS
+from peftlab.nli_rows import SUFFIXES, read_pairs
 from peftlab.task import Example, Splits
 
 PROMPT = "{source}\nentailment, neutral or contradiction:"
 METRICS = ("label_accuracy",)
 MAX_NEW_TOKENS = 8
 NUM_EVALUATED = 1000
-HUB_FILES = {"train": "train.jsonl", "validation_matched": "validation_matched.jsonl"}
+HUB_FILES = {
+    "train": "train.jsonl",
+    "validation": "validation.jsonl",
+    "validation_matched": "validation_matched.jsonl",
+    "test": "test.jsonl",
+}
 HUB_COLUMNS = {"label": "gold_label", "premise": "sentence1", "hypothesis": "sentence2"}
 
-LABELS = ("entailment", "neutral", "contradiction")
-NO_GOLD = "-"
 STEMS = {
     "train": ("multinli_1.0_train", "snli_1.0_train", "train"),
     "validation": ("validation", "val", "snli_1.0_dev", "dev"),
     "test": ("multinli_1.0_dev_matched", "dev_matched", "validation_matched", "snli_1.0_test", "test"),
 }
-NUM_ROWS = {"multinli_1.0_train": 392_702, "multinli_1.0_dev_matched": 9_815}
-SUFFIXES = (".jsonl", ".tsv")
-_COLUMNS = ("gold_label", "sentence1", "sentence2")
+NUM_ROWS = {"multinli_1.0_train": 392_702, "multinli_1.0_dev_matched": 9_815, "validation_matched": 9_815}
 _PART, _POOLED_PART, _MOST_HELD_OUT = 20, 10, 2_000
 _EXPECTED = (
     "Expected: multinli_1.0_train.jsonl and multinli_1.0_dev_matched.jsonl; or train and test as .jsonl or .tsv; or"
@@ -140,8 +143,12 @@ def _given(
     )
     notes = [f"files that are not read: {', '.join(others)}"] if others else []
     keyed: dict[str, Keyed] = {}
+    is_hubs = (
+        files["test"].stem == "validation_matched"
+    )  # then its train is MultiNLI's, though it does not say so
     for split, path in files.items():
-        keyed[split], told = _read(split, [path])
+        stem = "multinli_1.0_train" if is_hubs and split == "train" else path.stem
+        keyed[split], told = _read(split, [path], NUM_ROWS.get(stem))
         notes += told
     if "validation" not in keyed:
         premises = _ordered(keyed["train"], seed)
@@ -184,26 +191,25 @@ def _divide(keyed: Keyed, chosen: set[str]) -> tuple[Keyed, Keyed]:
     return [e for e in keyed if e[0] not in chosen], [e for e in keyed if e[0] in chosen]
 
 
-def _read(split: str, files: list[Path]) -> tuple[Keyed, list[str]]:
+def _read(split: str, files: list[Path], published: int | None = None) -> tuple[Keyed, list[str]]:
     """Examples of one part, in file order, and what a person should know."""
     keyed: Keyed = []
     labels: dict[str, set[int]] = {}
     num_without = num_duplicates = 0
     for path in files:
-        for record in _records(path):
-            label, premise, hypothesis = _row(record)
+        for pair in read_pairs(path):
+            label = pair.label
             if label is None:
                 num_without += 1
                 continue
-            source = f"hypothesis: {hypothesis}\npremise: {premise}"
+            source = f"hypothesis: {pair.hypothesis}\npremise: {pair.premise}"
             known = labels.setdefault(source, set())
             num_duplicates += label in known
             known.add(label)
             example = Example(f"{split}-{len(keyed)}", source, (LABELS[label],), label=label)
-            keyed.append((premise, example))
+            keyed.append((pair.premise, example))
     if not keyed:
         raise DataError(f"{files[0]}: no row with a gold label in it; take the upstream file")
-    published = NUM_ROWS.get(files[0].stem) if len(files) == 1 else None
     notes = count_note(split, len(keyed), published, num_duplicates)
     several = sum(len(known) > 1 for known in labels.values())
     if num_without:
@@ -211,45 +217,3 @@ def _read(split: str, files: list[Path]) -> tuple[Keyed, list[str]]:
     if several:
         notes.append(f"{split}: pairs with more than one label: {several:,}")
     return keyed, notes
-
-
-def _records(path: Path) -> Iterator[Record]:
-    return read_json_lines(path) if path.suffix == ".jsonl" else read_tabs(path, _COLUMNS)
-
-
-def _row(record: Record) -> tuple[int | None, str, str]:
-    """Label, premise and hypothesis of a row; no label where it has no gold one."""
-    if isinstance(record.values.get("example"), dict):  # ChaosNLI
-        inner = Record(record.where, record.values["example"])
-        label, premise, hypothesis = (
-            record.text("majority_label"),
-            inner.text("premise"),
-            inner.text("hypothesis"),
-        )
-    else:
-        label, premise, hypothesis = _label(record), record.text("sentence1"), record.text("sentence2")
-    premise, hypothesis = " ".join(premise.split()), " ".join(hypothesis.split())
-    if label.strip() == NO_GOLD:
-        return None, premise, hypothesis
-    for name, text in (("premise", premise), ("hypothesis", hypothesis)):
-        if not text:
-            raise DataError(f"{record.where}: the {name} is empty; take the row out or fill it")
-    return _index(record, label.strip()), premise, hypothesis
-
-
-def _label(record: Record) -> str:
-    """A row's label as a text; the hub has the class's number, -1 for none."""
-    number = record.values.get("gold_label")
-    if isinstance(number, int) and not isinstance(number, bool) and -1 <= number < len(LABELS):
-        return NO_GOLD if number == -1 else LABELS[number]
-    return record.text("gold_label")
-
-
-def _index(record: Record, label: str) -> int:
-    """A label's class, by its name or ChaosNLI's letter."""
-    for index, name in enumerate(LABELS):
-        if label.lower() in (name, name[0]):
-            return index
-    raise DataError(
-        f"{record.where}: unknown label '{label}'; expected {', '.join(LABELS)}, or {NO_GOLD} for none"
-    )

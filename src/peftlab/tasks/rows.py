@@ -13,9 +13,9 @@ String labels are numbered in sorted order; `labels_of` gives the class names in
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
+from peftlab.data_files import read_json_lines
 from peftlab.errors import DataError
 from peftlab.own_rows import SHAPES as SHAPES
 from peftlab.own_rows import Row as Row
@@ -47,15 +47,7 @@ def load(data_dir: Path | None, *, seed: int) -> Splits:
             " or give yours with --data-dir"
         )
     path = data_dir / FILE
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
-    splits = from_rows(rows, seed=seed)
+    records = list(read_json_lines(path))
+    places = [record.where for record in records]
+    splits = from_rows([record.values for record in records], seed=seed, places=places)
     return dataclasses.replace(splits, files=(path,))

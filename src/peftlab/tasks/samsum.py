@@ -10,7 +10,7 @@ Each distinct dialogue is one example with all its summaries as references, in f
 (some rows have CRLF). A row without a dialogue or a summary (the published train split has one) is left out and counted.
 
 The files go into one folder, given as `data_dir`: `train`, `val` (or `validation`, `dev`) and `test`, all three as
-`.json` (one list, as published) or all three as `.csv` (columns id, dialogue, summary).
+`.json` (one list, as published) or all three as `.csv` (columns id, dialogue, summary). By hub name: `knkarthick/samsum`.
 
 | split | train | validation | test |
 |---|---|---|---|

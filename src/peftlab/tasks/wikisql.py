@@ -27,14 +27,16 @@ executed; the notes say that too.
 
 Source: `data.tar.bz2` of github.com/salesforce/WikiSQL, Zhong, Xiong and Socher 2017, "Seq2SQL: Generating Structured
 Queries from Natural Language using Reinforcement Learning" (arXiv:1709.00103), which please cite. No checksum is
-published; a run folder records those of the files it read. Licence: BSD 3-Clause.
+published; a run folder records those of the files it read. By hub name, `Salesforce/wikisql`: tables, but no databases.
+Licence: BSD 3-Clause.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from peftlab.data_files import Record, count_note, keep_apart, read_json_lines
 from peftlab.errors import DataError
@@ -44,6 +46,7 @@ from peftlab.wikisql_queries import Query, check_query, column_names, numbered_c
 PROMPT = "{source}\nSQL:"
 METRICS = ("logical_form", "logical_form_2018", "execution_accuracy", "exact_match")
 MAX_NEW_TOKENS = 128
+HUB_FILES = {"train": "train.jsonl", "validation": "dev.jsonl", "test": "test.jsonl"}
 
 STEMS = {"train": "train", "validation": "dev", "test": "test"}
 NUM_ROWS = {"train": 56_355, "validation": 8_421, "test": 15_878}
@@ -106,6 +109,41 @@ def load(data_dir: Path | None, *, seed: int) -> Splits:
         files=(*files, *table_files.values()),
         notes=(*notes, *told, *more),
     )
+
+
+def from_hub(file: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The hub's rows, each of which holds its table, as WikiSQL's own files.
+
+    Args:
+        file: The file of questions of this split.
+        rows: The hub's rows.
+
+    Returns:
+        The rows of the file of questions and of the file of tables, each table once.
+
+    Raises:
+        KeyError: The rows are not WikiSQL's.
+    """
+    questions: list[dict[str, Any]] = []
+    tables: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        table, sql, conds = row["table"], row["sql"], row["sql"]["conds"]
+        parts = (conds["column_index"], conds["operator_index"], conds["condition"])
+        query = {
+            "sel": sql["sel"],
+            "agg": sql["agg"],
+            "conds": [list(c) for c in zip(*parts, strict=True)],
+        }
+        questions.append(
+            {
+                "phase": row["phase"],
+                "table_id": table["id"],
+                "question": row["question"],
+                "sql": query,
+            }
+        )
+        tables.setdefault(table["id"], {key: table[key] for key in ("id", "header", "types", "rows")})
+    return {file: questions, file.replace(".jsonl", ".tables.jsonl"): list(tables.values())}
 
 
 def _table_files(folder: Path) -> tuple[dict[str, Path], list[str]]:

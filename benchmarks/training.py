@@ -1,0 +1,382 @@
+"""LoRA on a 12-layer Llama: useful tokens per second and peak memory of the stock trainers and of peftlab, in one run.
+
+    python benchmarks/training.py --data_dir E2E --tokenizer GPT2 --output training.json
+
+The model has random weights, LoRA of rank 8 is on all linear layers without dropout, and every contender takes the same rows
+in the same order, 16 a step; only answers carry a label. A useful token is one that is no pad. Each contender runs in a
+process of its own, in turn, as often as --repeats says; the median counts. TRL is measured where it is installed. The
+machine's limit is measured beside them: the products of one step (2 flops for each weight and token forwards, 2 backwards,
+since the base's own gradients are not needed, and the head at labelled tokens alone) at the speed of a large product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CONTENDERS = {
+    "trainer_padded": "transformers Trainer, padded to 128, float32",
+    "trainer_dynamic": "transformers Trainer, padded to the longest, float32",
+    "trl_default": "TRL SFTTrainer, as it comes",
+    "trl_best": "TRL SFTTrainer, bfloat16 weights, no checkpointing",
+    "peftlab_float32": "peftlab, float32",
+    "peftlab": "peftlab",
+}
+RANK, ALPHA, RATE, LONGEST, WARM_UP = 8, 16, 2e-4, 128, 2
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def main() -> None:
+    """Measure every contender, print a table, write JSON where asked."""
+    options = read_options()
+    if options.contender:
+        print(json.dumps(measure(options.contender, options)))
+        return
+    names = [n for n in CONTENDERS if not options.only or n in options.only]
+    if importlib.util.find_spec("trl") is None and not options.trl_python:
+        names = [n for n in names if not n.startswith("trl")]
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for repeat in range(options.repeats):
+        for name in names:
+            results[name].append(in_own_process(name, options))
+            print(
+                f"{repeat + 1}: {name}: {results[name][-1]['tokens_per_second']:.0f} tokens/s",
+                file=sys.stderr,
+            )
+    limit = machine_limit(options)
+    rows = {name: summarize(found) for name, found in results.items()}
+    print(render(rows, limit, options))
+    if options.output:
+        from peftlab.devices import describe_environment
+
+        record = {"options": {k: str(v) for k, v in vars(options).items()}, "rows": rows, "limit": limit}
+        record["environment"] = describe_environment(Path(__file__).parent)
+        options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps; two more warm up")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data_dir", type=Path, help="folder of E2E's files; default: embedded rows")
+    parser.add_argument("--tokenizer", type=Path, help="GPT-2's tokenizer; default: the embedded base's")
+    parser.add_argument("--only", nargs="*", help="contenders")
+    parser.add_argument("--trl_python", help="the python of another environment, with TRL")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help="a JSON file for the figures")
+    return parser.parse_args()
+
+
+def in_own_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One contender's measurement, from a process of its own."""
+    python = options.trl_python if name.startswith("trl") and options.trl_python else sys.executable
+    same = [
+        f"--{key}={value}"
+        for key, value in vars(options).items()
+        if value is not None and key in ("layers", "hidden", "batch_size", "steps", "data_dir", "tokenizer")
+    ]
+    done = subprocess.run(
+        [python, __file__, f"--contender={name}", *same], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train with one contender: seconds and loss of each step, and the peak of memory above the start."""
+    import torch
+    from transformers import set_seed
+
+    from peftlab.devices import peak_memory
+
+    rows, tokenizer = make_rows(options)
+    set_seed(0)
+    dtype = torch.bfloat16 if name in ("trl_best", "peftlab") else torch.float32
+    model = make_model(tokenizer, options).to(dtype)
+    clock = StepClock()
+    run = run_peftlab if name.startswith("peftlab") else run_trl if name.startswith("trl") else run_trainer
+    losses = run(name, model, tokenizer, rows, clock, options)
+    seconds = clock.seconds[WARM_UP:]
+    tokens = [
+        sum(len(row.input_ids) for row in rows[i * options.batch_size : (i + 1) * options.batch_size])
+        for i in range(WARM_UP, WARM_UP + options.steps)
+    ]
+    return {
+        "seconds": seconds,
+        "losses": losses,
+        "tokens_per_second": sum(tokens) / sum(seconds),
+        "peak_memory_bytes": peak_memory()["host"],
+    }
+
+
+def make_rows(options: argparse.Namespace) -> tuple[list[Any], Any]:
+    """The rows of all steps in their order, and the tokenizer."""
+    from transformers import AutoTokenizer
+
+    from peftlab.batches import RowBuilder
+    from peftlab.catalog import TASKS
+    from peftlab.config import EMBEDDED_BASE, TaskSettings
+    from peftlab.model_names import SHORT_NAMES
+    from peftlab.task_data import load_splits
+
+    name = "e2e_nlg" if options.data_dir else "embedded"
+    splits = load_splits(TaskSettings(name=name, data_dir=options.data_dir), seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or SHORT_NAMES[EMBEDDED_BASE])
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    builder = RowBuilder(tokenizer, prompt=TASKS.load(name).PROMPT, head="causal", max_length=LONGEST)
+    rows, _ = builder.build(splits.train)
+    random.Random(0).shuffle(rows)
+    return rows[: (WARM_UP + options.steps) * options.batch_size], tokenizer
+
+
+def make_model(tokenizer: Any, options: argparse.Namespace) -> Any:
+    """A Llama with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=options.hidden,
+            intermediate_size=4 * options.hidden * 2 // 3,
+            num_hidden_layers=options.layers,
+            num_attention_heads=options.hidden // 64,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+class StepClock:
+    """A transformers callback's two moments, kept as seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def callback(self) -> Any:
+        """The callback."""
+        from transformers import TrainerCallback
+
+        clock = self
+
+        class Clock(TrainerCallback):  # type: ignore[misc]
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                clock._began = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock.seconds.append(time.perf_counter() - clock._began)
+
+        return Clock()
+
+
+def lora_config() -> Any:
+    """The LoRA of every contender but peftlab, which makes the same one."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=LINEAR, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+
+
+def plain_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """What the stock trainers are told."""
+    return {
+        "output_dir": folder,
+        "max_steps": WARM_UP + options.steps,
+        "per_device_train_batch_size": options.batch_size,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "train_sampling_strategy": "sequential",
+        "disable_tqdm": True,
+    }
+
+
+def logged(trainer: Any) -> list[float]:
+    """The loss of each step."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def run_trainer(
+    name: str, model: Any, tokenizer: Any, rows: list[Any], clock: StepClock, options: argparse.Namespace
+) -> list[float]:
+    """The plain Trainer with peft, as people write it."""
+    import torch
+    from peft import get_peft_model
+    from transformers import Trainer, TrainingArguments
+
+    from peftlab.batches import Collator, Row
+
+    collator = Collator(tokenizer.pad_token_id, "causal")
+
+    def padded(batch: list[Row]) -> dict[str, torch.Tensor]:
+        made = collator(batch)
+        if name == "trainer_dynamic":
+            return made
+        fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
+        return {
+            key: torch.nn.functional.pad(value, (0, LONGEST - value.shape[1]), value=fill[key])
+            for key, value in made.items()
+        }
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            get_peft_model(model, lora_config()),
+            TrainingArguments(remove_unused_columns=False, **plain_arguments(options, folder)),
+            train_dataset=rows,
+            data_collator=padded,
+            callbacks=[clock.callback()],
+        )
+        trainer.train()
+    return logged(trainer)
+
+
+def run_trl(
+    name: str, model: Any, tokenizer: Any, rows: list[Any], clock: StepClock, options: argparse.Namespace
+) -> list[float]:
+    """TRL's SFTTrainer on rows of tokens, losses on answers alone."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    best = {"gradient_checkpointing": False, "bf16": False} if name == "trl_best" else {}
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model,
+            args=SFTConfig(max_length=LONGEST, **best, **plain_arguments(options, folder)),
+            train_dataset=data,
+            processing_class=tokenizer,
+            peft_config=lora_config(),
+            callbacks=[clock.callback()],
+        )
+        trainer.train()
+    return logged(trainer)
+
+
+def run_peftlab(
+    name: str, model: Any, tokenizer: Any, rows: list[Any], clock: StepClock, options: argparse.Namespace
+) -> list[float]:
+    """The trainer of peftlab as a run has it, proof of training and all."""
+    from peftlab.batches import Collator, EpochOrder
+    from peftlab.catalog import METHODS
+    from peftlab.config import build_config
+    from peftlab.mapping import map_model
+    from peftlab.step_engine import choose_engine
+    from peftlab.trainer import LabTrainer
+    from peftlab.training import TrainingParts, make_arguments
+
+    leaf = METHODS.load("lora")
+    settings = leaf.Settings(rank=RANK, alpha=ALPHA, targets="both", dropout=0.0)
+    attached = leaf.attach(model, map_model(model), settings, head="causal", seed=0)
+    steps = WARM_UP + options.steps
+    config = build_config(
+        {
+            "training": {
+                "max_steps": steps, "batch_size": options.batch_size, "learning_rate": RATE, "warmup_steps": 0,
+                "curve": "constant", "validation_steps": steps + 1, "save_steps": steps + 1,
+            },
+            "model": {"device": "cpu"},
+        }
+    )  # fmt: skip
+    pad_id, schedule = tokenizer.pad_token_id, config.make_schedule()
+    engine = choose_engine(attached, rows, config.training, head="causal", pad_id=pad_id)
+    print(engine.found, file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = TrainingParts(
+            attached, schedule, engine.objective, Collator(pad_id, "causal"), rows, rows[:1], isolation=engine.isolation
+        )  # fmt: skip
+        trainer = LabTrainer(parts, make_arguments(config, Path(folder), parts.schedule), [clock.callback()])
+        order = trainer.order
+        assert isinstance(order, EpochOrder)
+        order._epoch_rows = lambda epoch: list(range(len(rows)))  # type: ignore[method-assign]
+        trainer.args.save_strategy = trainer.args.eval_strategy = "no"
+        trainer.train()
+    return logged(trainer)
+
+
+def machine_limit(options: argparse.Namespace) -> dict[str, float]:
+    """Useful tokens per second if a step were its products alone, at the speed of the best large product."""
+    import torch
+
+    rows, tokenizer = make_rows(options)
+    model = make_model(tokenizer, options)
+    blocks = sum(p.numel() for n, p in model.named_parameters() if "proj" in n)
+    head = len(tokenizer) * options.hidden
+    tokens = sum(len(row.input_ids) for row in rows)
+    labelled = sum(label != -100 for row in rows for label in row.labels)
+    flops = 4 * (blocks * tokens + head * labelled) / tokens
+    found: dict[str, float] = {"flops_per_token": flops}
+    for dtype in (torch.float32, torch.bfloat16):
+        speeds = []
+        left = torch.randn(1024, 2048).to(dtype)
+        right = torch.randn(2048, 2048).to(dtype)
+        for _ in range(12):
+            began = time.perf_counter()
+            left @ right
+            speeds.append(2 * 1024 * 2048 * 2048 / (time.perf_counter() - began))
+        name = str(dtype).removeprefix("torch.")
+        found[f"{name}_gflops"] = max(speeds) / 1e9
+        found[f"{name}_tokens_per_second"] = max(speeds) / flops
+    return found
+
+
+def summarize(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of the repeats."""
+    return {
+        "tokens_per_second": statistics.median(one["tokens_per_second"] for one in found),
+        "all": [round(one["tokens_per_second"], 1) for one in found],
+        "peak_memory_bytes": statistics.median(one["peak_memory_bytes"] for one in found),
+        "losses": found[0]["losses"],
+    }
+
+
+def render(rows: dict[str, dict[str, Any]], limit: dict[str, float], options: argparse.Namespace) -> str:
+    """The table; losses that differ from the first contender's by more than one per cent end it."""
+    own = rows.get("peftlab", next(iter(rows.values())))["tokens_per_second"]
+    first = next(iter(rows.values()))["losses"]
+    lines = ["| | tokens/s | peftlab is | peak MiB | last loss |", "|---|---:|---:|---:|---:|"]
+    for name, row in rows.items():
+        far = max(abs(a - b) / abs(a) for a, b in zip(first, row["losses"], strict=True))
+        if far > 0.01:
+            raise SystemExit(f"{name} has other losses than {next(iter(rows))}: {row['losses']} and {first}")
+        lines.append(
+            f"| {CONTENDERS[name]} | {row['tokens_per_second']:.0f} | {own / row['tokens_per_second']:.2f} x |"
+            f" {row['peak_memory_bytes'] / 2**20:.0f} | {row['losses'][-1]:.4f} |"
+        )
+    best = limit["bfloat16_tokens_per_second"]
+    lines.append(
+        f"\nproducts alone: float32 {limit['float32_gflops']:.0f} GFLOP/s,"
+        f" {limit['float32_tokens_per_second']:.0f} tokens/s;"
+        f" bfloat16 {limit['bfloat16_gflops']:.0f} GFLOP/s, {best:.0f} tokens/s, of which peftlab reaches {own / best:.0%}"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

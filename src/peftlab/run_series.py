@@ -1,0 +1,155 @@
+"""The runs of an experiment: each in a process of its own, so that its peak of memory is its own; none is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peftlab.config import RunConfig
+from peftlab.errors import RunError
+from peftlab.run import RunFolder
+
+
+def carry_out_run(config: RunConfig, configs: Path) -> dict[str, Any]:
+    """Carry out one run in a process of its own; go on with one that was killed, read one that is finished.
+
+    Args:
+        config: The run; its folder is `output.directory` / `run_name()`.
+        configs: Where the config file for the process goes; made if needed.
+
+    Returns:
+        As `read_run`.
+
+    Raises:
+        RunError: The run failed; the message says how the finished ones are kept.
+    """
+    path = config.output.directory / config.run_name()
+    run = RunFolder(path)
+    if not run.is_finished:
+        if run.has(RunFolder.CONFIG):
+            command = ["--resume", str(path)]
+        else:
+            file = configs / f"{path.name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            command = [str(config.save(file))]
+        process = subprocess.run(
+            [sys.executable, "-m", "peftlab", "run", *command],
+            env=os.environ | {"PYTHONWARNINGS": "ignore"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode:
+            last = (process.stderr.strip() or process.stdout.strip()).splitlines()[-1:]
+            raise RunError(
+                f"{path.name} failed (exit code {process.returncode}): {' '.join(last)}; the finished runs in"
+                f" {path.parent} are not done again with --set runs={path.parent}"
+            )
+    return read_run(run, config)
+
+
+def read_run(run: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """What a finished run came to.
+
+    Args:
+        run: Its folder.
+        config: What was asked for.
+
+    Returns:
+        JSON-ready: "run", "learning_rate", "validation_loss" of the kept checkpoint, "metrics" (none where nothing was
+        scored), counts of parameters, "steps", "seconds" of training, "tokens_per_second", bytes, "versions".
+
+    Raises:
+        RunError: A file is missing or damaged.
+    """
+    summary = run.summary()
+    evaluation = run.evaluation_path()
+    after = json.loads(evaluation.read_text(encoding="utf-8"))["after"] if evaluation else None
+    adapter = sum(file.stat().st_size for file in run.final_model.rglob("*.safetensors"))
+    return {
+        "run": run.name,
+        "learning_rate": config.training.learning_rate,
+        "validation_loss": summary["best_checkpoint"]["validation_loss"],
+        "metrics": after["metrics"] if after else {},
+        "trainable_parameters": summary["counts"]["trainable_parameters"],
+        "total_parameters": summary["counts"]["total_parameters"],
+        "steps": summary["steps"],
+        "seconds": summary["seconds"]["train"],
+        "tokens_per_second": summary["tokens_per_second"],
+        "peak_memory_bytes": max(v for v in summary["peak_memory_bytes"].values() if v is not None),
+        "adapter_bytes": adapter,
+        "versions": run.environment["versions"],
+    }
+
+
+def choose_lowest(tried: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The run of the lowest validation loss, the first of equals; None of none.
+
+    Args:
+        tried: Runs of one method at several learning rates.
+    """
+    return min(tried, key=lambda result: result["validation_loss"], default=None)
+
+
+def rate_rows(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    """The table of learning rates: every one that was tried, its validation loss, and which was chosen.
+
+    Args:
+        tried: Method to its runs.
+
+    Returns:
+        Rows, the header first.
+    """
+    rows = [["method", "learning rate", "validation loss", "chosen"]]
+    for name, results in tried.items():
+        lowest = choose_lowest(results)
+        for result in results:
+            mark = "yes" if result is lowest else ""
+            rows.append([name, f"{result['learning_rate']:g}", f"{result['validation_loss']:.4f}", mark])
+    return rows
+
+
+def edge_note(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Which methods did best at the edge of what was tried; nothing where none did.
+
+    Args:
+        tried: Method to its runs, in the order of their learning rates.
+
+    Returns:
+        One sentence, or none.
+    """
+    edges = [
+        name
+        for name, results in tried.items()
+        if len(results) > 2 and choose_lowest(results) in (results[0], results[-1])
+    ]
+    if not edges:
+        return []
+    return [
+        f"Lowest at the edge of what was tried, so perhaps better beyond: {', '.join(edges)} (--set factors=[...])."
+    ]
+
+
+def render_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown.
+
+    Args:
+        rows: The header and the rows; a "|" in a cell is escaped.
+
+    Returns:
+        The lines.
+
+    Example:
+        >>> print(render_markdown([["a", "b"], ["1", "2"]]))
+        | a | b |
+        | --- | --- |
+        | 1 | 2 |
+    """
+    header, *body = rows
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
