@@ -59,7 +59,7 @@ class Whole:
     rewritten: tuple[str, ...] = ()
 
     def __init__(self, model: Any) -> None:
-        self.model, self.family = model, map_model(model)
+        self.model, self.answering, self.family = model, model, map_model(model)
         model.requires_grad_(True)
 
     def parameters(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from peftlab.batches import IGNORED, Collator, Row
 from peftlab.catalog import METHODS
 from peftlab.config import build_config
 from peftlab.gradients import GradientGroups
+from peftlab.isolation import Isolation
 from peftlab.mapping import map_model
 from peftlab.objective import ModelLoss
 from peftlab.probe import ProbeContext
@@ -135,6 +136,8 @@ def prepare(
     validation_rows: Sequence[Row] | None = None,
     keep: int = 2,
     batch_size: int = 2,
+    trunk_bytes: int = 0,
+    packed: bool = False,
     **training: Any,
 ) -> Finished:
     """A run that is ready to be started by `.trainer.train()`.
@@ -156,6 +159,8 @@ def prepare(
         validation_rows: Validation rows.
         keep: Checkpoints to keep.
         batch_size: Rows of a batch.
+        trunk_bytes: Most bytes of kept hidden states.
+        packed: Whether rows are packed.
         training: Further settings of `training`.
 
     Returns:
@@ -197,6 +202,8 @@ def prepare(
         event=lambda kind, **fields: events.append((kind, fields)),
         keep_checkpoints=keep,
         seed=SEED,
+        trunk_bytes=trunk_bytes,
+        isolation=Isolation(attached.model) if packed else None,
     )
     callback = Progress(patience=patience, quiet=True)
     trainer = LabTrainer(parts, make_arguments(config, Path(folder), schedule), [callback, watcher])

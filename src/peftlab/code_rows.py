@@ -9,11 +9,8 @@ by file; functions of unknown origin one by one.
 from __future__ import annotations
 
 import ast
-import gzip
 import hashlib
-import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -153,32 +150,9 @@ def _find(folder: Path, split: str) -> list[Path]:
     return there
 
 
-def _records(path: Path) -> Iterator[Record]:
-    """The rows of a file, packed or not."""
-    if path.suffix != ".gz":
-        yield from read_json_lines(path)
-        return
-    try:
-        with gzip.open(path) as stream:
-            for number, raw in enumerate(stream, start=1):
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(raw.decode("utf-8")) if raw.strip() else None
-                except ValueError as error:
-                    raise DataError(f"{where}: not JSON in UTF-8 ({error})") from None
-                if row is not None and not isinstance(row, dict):
-                    raise DataError(
-                        f"{where}: expected an object with keys and values, got {type(row).__name__}"
-                    )
-                if row is not None:
-                    yield Record(where, row)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be unpacked ({error}); take the upstream file again") from None
-
-
 def _functions(paths: Sequence[Path], language: str) -> list[Function]:
     """The functions of one split."""
-    functions = [_function(record, language) for path in paths for record in _records(path)]
+    functions = [_function(record, language) for path in paths for record in read_json_lines(path)]
     if paths and not functions:
         raise DataError(f"{paths[0]}: the split is empty; take the upstream file")
     return functions

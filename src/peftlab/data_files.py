@@ -7,8 +7,10 @@ without a byte order mark; any other byte is refused, with its line.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from typing import Any
 
 from peftlab.errors import DataError
 from peftlab.task import Example
+
+_LONGEST_FIELD = 2**31 - 1
+_SEPARATORS = {";": "a semicolon", "\t": "a tab", "|": "'|'"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +82,14 @@ def read_json_lines(path: Path) -> Iterator[Record]:
     """The rows of a file with one JSON object on each line; empty lines are passed over.
 
     Args:
-        path: The file; it is read line by line, whatever its size.
+        path: The file; it is read line by line, whatever its size, and unpacked where its name ends in .gz.
 
     Yields:
         The rows.
 
     Raises:
-        DataError: The file cannot be read, or a line is not UTF-8 or no JSON object.
+        DataError: The file cannot be read, or a line is not UTF-8 or no JSON object, holds a key twice or half of a
+            character.
     """
     for number, line in _lines(path):
         if line.strip():
@@ -122,8 +128,8 @@ def read_csv(path: Path, columns: Collection[str]) -> Iterator[Record]:
         The rows, keys in lower case; the line is that on which a row begins.
 
     Raises:
-        DataError: The file cannot be read, is not UTF-8 or not CSV, lacks a column, or a row has other fields than the
-            header.
+        DataError: The file cannot be read, is not UTF-8 or not CSV, lacks a column or has one twice, or a row has other
+            fields than the header.
     """
     records = read_csv_fields(path)
     line, header = next(records, (1, []))
@@ -133,6 +139,16 @@ def read_csv(path: Path, columns: Collection[str]) -> Iterator[Record]:
             raise DataError(
                 f"{path}, line {line}: expected a header with one column '{needed}', got {header or 'an empty file'}"
             )
+    twice = [name for name in names if name and names.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"{path}, line {line}: the column '{twice[0]}' stands {names.count(twice[0])} times in the header; keep one"
+        )
+    if len(names) == 1 and (marks := [told for mark, told in _SEPARATORS.items() if mark in names[0]]):
+        raise DataError(
+            f"{path}, line {line}: the fields seem to be separated by {marks[0]}: {header[0][:80]!r}; a CSV file has commas,"
+            " so save it anew with these"
+        )
     for line, fields in records:
         if len(fields) != len(names):
             raise DataError(f"{path}, line {line}: {len(fields)} fields, but the header has {len(names)}")
@@ -151,6 +167,7 @@ def read_csv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
         DataError: The file cannot be read, is not UTF-8 or not CSV.
     """
+    csv.field_size_limit(_LONGEST_FIELD)  # Python's own limit, 128 KiB, is less than a long document
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     while True:
         start = reader.line_num + 1
@@ -258,20 +275,25 @@ def keep_apart(
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file with their ends, from 1."""
+    is_packed = path.suffix == ".gz"
     try:
-        with path.open("rb") as stream:
+        with gzip.open(path) if is_packed else path.open("rb") as stream:
             for number, raw in enumerate(stream, start=1):
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise _not_utf8(path, number, error) from error
                 yield number, line
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
+        if is_packed and not isinstance(error, FileNotFoundError | PermissionError):
+            raise DataError(f"{path} cannot be unpacked ({error}); take the upstream file again") from None
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read ({error.strerror}); check its permissions")
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); check its permissions"
+    )
 
 
 def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> DataError:
@@ -283,12 +305,32 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> DataError:
 def _json(text: str, where: str) -> Any:
     """A JSON value."""
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except DataError:
+        raise
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: a text holds half of a character (a lone surrogate), which no model can read; write the file anew"
+            " as UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         place = where if ", line " in where else f"{where}, line {error.lineno}"
         raise DataError(f"{place}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; brackets without end
         raise DataError(f"{where}: not JSON that can be read ({error})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """An object of JSON; of a key that stands twice nobody knows which one is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"{where}: the key '{twice}' stands twice in one object; keep one of them")
+    return found
 
 
 def _object(value: object, where: str) -> Mapping[str, Any]:

@@ -6,6 +6,8 @@ A leaf in `metrics/` is a module with `NAME`, `UNIT`, `HIGHER_IS_BETTER` and
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -35,6 +37,8 @@ class Score:
         rows: What was summed or averaged, one row per example, so that two systems can be compared
             (`significance.compare_scores`); not written to files. None where the metric keeps none.
         value_of: The score from the rows' sum; None where the score is the rows' mean.
+        asked: What was answered, as of `digest_examples`, so that only scores of the same examples are compared; not
+            written to files. "" where that is not known.
     """
 
     metric: str
@@ -46,6 +50,7 @@ class Score:
     signature: str = ""
     rows: np.ndarray | None = field(default=None, repr=False, compare=False)
     value_of: Callable[[np.ndarray], float] | None = field(default=None, repr=False, compare=False)
+    asked: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -57,7 +62,9 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """The score as JSON-ready values."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("rows", "value_of")}
+        kept = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("rows", "value_of", "asked")
+        }
         return kept | {"interval": list(self.interval) if self.interval else None}
 
     def __str__(self) -> str:
@@ -106,6 +113,19 @@ def require_pairs(name: str, predictions: Sequence[str], examples: Sequence[Exam
         raise EvaluationError(f"{name}: {len(predictions)} predictions for {len(examples)} examples")
     if not examples:
         raise EvaluationError(f"{name}: there is nothing to score")
+
+
+def digest_examples(examples: Sequence[Example]) -> str:
+    """A text that is the same for the same examples in the same order, and for no others.
+
+    Args:
+        examples: The examples.
+
+    Returns:
+        The hexadecimal SHA-256 of their ids, sources, references and labels.
+    """
+    told = [[e.id, e.source, e.references, e.label] for e in examples]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def bootstrap_interval(

@@ -234,19 +234,9 @@ def choose_objective(
     Returns:
         The objective, and what was found, for a log.
     """
-    own = ModelLoss(head)
-    if head == "classification":
-        return own, "the model's own loss: a class has one label a row"
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    output = base.get_output_embeddings()
-    decoder_inputs = None
-    if head == "seq2seq":
-        decoder_inputs = getattr(base, "prepare_decoder_input_ids_from_labels", None)
-        if decoder_inputs is None:
-            return own, "the model's own loss: it does not tell what its decoder reads for given labels"
-    if output is None:
-        return own, "the model's own loss: it does not tell its output layer"
-    labelled = LabelledLoss(head, output, decoder_inputs=decoder_inputs, penalty=penalty)
+    own, labelled = ModelLoss(head), labelled_loss(model, head=head, penalty=penalty)
+    if isinstance(labelled, str):
+        return own, f"the model's own loss: {labelled}"
     was_training = model.training
     model.eval()
     try:
@@ -258,13 +248,44 @@ def choose_objective(
         return own, f"the model's own loss: with labelled rows alone its forward pass fails ({reason})"
     finally:
         model.train(was_training)
-    half = next(output.parameters()).dtype in (torch.float16, torch.bfloat16)
+    half = next(labelled.output.parameters()).dtype in (torch.float16, torch.bfloat16)
     if not abs(found - expected) <= (_HALF if half else _FULL) * max(abs(expected), 1.0):
         return (
             own,
             f"the model's own loss: over labelled rows alone it is {found:.6g} instead of {expected:.6g}",
         )
     return labelled, f"over labelled rows alone ({found:.6g}; the model's own loss: {expected:.6g})"
+
+
+def labelled_loss(
+    model: Any,
+    *,
+    head: Head,
+    penalty: Callable[[], torch.Tensor | None] | None = None,
+    choose: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> LabelledLoss | str:
+    """The loss over labelled rows of a model as far as its class tells; `choose_objective` tries it.
+
+    Args:
+        model: The model with its adapter; bare or wrapped by peft.
+        head: What the model ends in.
+        penalty: What the method adds to each training loss, or None.
+        choose: Gives the numbers of the True rows of a mask; torch's own where None.
+
+    Returns:
+        The loss, or why there is none.
+    """
+    if head == "classification":
+        return "a class has one label a row"
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    output, decoder_inputs = base.get_output_embeddings(), None
+    if head == "seq2seq":
+        decoder_inputs = getattr(base, "prepare_decoder_input_ids_from_labels", None)
+        if decoder_inputs is None:
+            return "the model does not tell what its decoder reads for given labels"
+    if output is None:
+        return "the model does not tell its output layer"
+    return LabelledLoss(head, output, decoder_inputs=decoder_inputs, penalty=penalty, choose=choose)
 
 
 def _true_rows(mask: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,11 @@ name, which is then split. Rows have one of three shapes, told by the columns of
 | columns | what is trained |
 |---|---|
 | prompt, completion | the completion, after the prompt |
-| text, label | the class, as a name or as an index |
+| text, label | the class; a number is a name too, so that classes 1 to 5 need no class 0 |
 | text | the whole text; nothing can be scored by asking, the validation loss tells |
 
-Other columns are passed over and named in the notes.
+Other columns are passed over and named in the notes. Classes are sorted by name, numbers as numbers; white space around a
+name does not count, its case does. A setting that has no effect on these files is an error.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from pydantic import Field
 
 from peftlab.data_files import Record
-from peftlab.errors import DataError, did_you_mean
+from peftlab.errors import ConfigError, DataError, did_you_mean
 from peftlab.settings import Settings
 from peftlab.task import Example, Splits
 
@@ -132,6 +133,7 @@ def load_own(
 
     Raises:
         DataError: A file is missing, empty or malformed, columns are missing, or a label is unknown.
+        ConfigError: A setting has no effect on these files.
     """
     files = find_files(data_dir, suffix, task=task)
     notes: list[str] = []
@@ -144,12 +146,16 @@ def load_own(
         raise DataError(
             f"{', '.join(map(str, files.values()))}: the files have rows of different shapes; use one"
         )
-    asked = kinds != {(False, False)}  # a text to be learnt whole is nothing to be asked for
+    _check_settings(settings, files, *kinds.pop())
+    asked = any(
+        row.source for part in rows.values() for row in part
+    )  # a text to be learnt whole is nothing to be asked for
     parts, told = divide(
         rows, settings.validation_fraction, settings.test_fraction, seed=seed, test_wanted=asked
     )
-    labels = tuple(sorted({row.label for part in rows.values() for row in part if row.label}))
+    labels = sort_labels({row.label for part in rows.values() for row in part if row.label})
     _check_labels(rows, labels)
+    notes += _alike(labels)
     if not asked:
         parts["test"] = []
         told.append(
@@ -195,8 +201,8 @@ def _row(record: Record, shape: Sequence[str], *, labelled: bool) -> OwnRow:
     values = []
     for column in shape:
         value = record.values.get(column)
-        if labelled and column == shape[1] and isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
+        if labelled and column == shape[1]:
+            value = _label(record, column)
         text = record.text(column) if not isinstance(value, str) else value
         if not text.strip():
             raise DataError(f"{record.where}: '{column}' is empty; fill it or leave the row out")
@@ -206,6 +212,72 @@ def _row(record: Record, shape: Sequence[str], *, labelled: bool) -> OwnRow:
     if labelled:
         return OwnRow(record.where, values[0], values[0], label=values[1])
     return OwnRow(record.where, values[0], values[0], answer=values[1])
+
+
+def _label(record: Record, column: str) -> str:
+    """A class's name, which may be written as a number."""
+    value = record.values.get(column)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:  # in many data sets -1 says that nobody knows the class
+            raise DataError(
+                f"{record.where}: '{column}' is {value}, which is no class; leave the row out, or give class names"
+            )
+        return str(value)
+    return record.text(column).strip()
+
+
+def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their indices.
+
+    Args:
+        labels: The names, each once.
+
+    Returns:
+        Sorted; as numbers where all of them are written in digits.
+
+    Example:
+        >>> sort_labels({"10", "9", "1"}), sort_labels({"b", "a10", "a9"})
+        (('1', '9', '10'), ('a10', 'a9', 'b'))
+    """
+    names = sorted(labels)
+    return tuple(sorted(names, key=int) if all(n.isascii() and n.isdecimal() for n in names) else names)
+
+
+def _alike(labels: Sequence[str]) -> list[str]:
+    """What a person is told of class names that may be meant to be one."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(" ".join(label.casefold().split()), []).append(label)
+    same = [", ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    return (
+        [f"labels that differ in case or white space alone are different classes: {'; '.join(same)}"]
+        if same
+        else []
+    )
+
+
+def _check_settings(
+    settings: OwnFileSettings, files: Mapping[str, Path], is_asked: bool, is_labelled: bool
+) -> None:
+    """Refuse settings that these files give no effect."""
+    usual = OwnFileSettings()
+    read = ("text", "label") if is_labelled else ("prompt", "completion") if is_asked else ("text",)
+    idle = {
+        name: f"the rows are read as {' and '.join(read)}"
+        for name in ("prompt", "completion", "text", "label")
+    }
+    idle = {name: why for name, why in idle.items() if name not in read}
+    if "validation" in files:
+        idle["validation_fraction"] = f"{files['validation'].name} is the validation split"
+    if "all" not in files:
+        idle["test_fraction"] = f"what is scored stands in a file of its own beside {files['train'].name}"
+    elif not is_asked:
+        idle["test_fraction"] = "texts to be learnt whole are not scored by asking"
+    for name, why in idle.items():
+        if getattr(settings, name) != getattr(usual, name):
+            raise ConfigError(
+                f"task.settings.{name} {getattr(settings, name)!r} has no effect: {why}; leave it out"
+            )
 
 
 def divide(

@@ -58,7 +58,9 @@ def logical_form_score(
         )
     by = "name" if None in known else "number"
     signature = f"wikisql|rule:{rule}|columns by {by}|no query:{unread}|refs:any"
-    return mean_score(name, hits, unit="rate", higher_is_better=True, signature=signature, seed=seed)
+    return mean_score(
+        name, hits, unit="rate", higher_is_better=True, signature=signature, seed=seed, examples=examples
+    )
 
 
 def execution_score(
@@ -109,7 +111,9 @@ def execution_score(
             found = None if isinstance(query, Unparsable) else database.execute(facts["table"], query)
             hits.append(float(any(same_results(found, result) for result in results)))
     signature = f"wikisql|sqlite|same results in order|no query:{unread}|refs:any"
-    return mean_score(name, hits, unit="rate", higher_is_better=True, signature=signature, seed=seed)
+    return mean_score(
+        name, hits, unit="rate", higher_is_better=True, signature=signature, seed=seed, examples=examples
+    )
 
 
 def _gold(name: str, example: Example, reference: str, columns: Sequence[str] | None) -> Mapping[str, Any]:

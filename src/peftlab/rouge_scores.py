@@ -74,10 +74,12 @@ def rouge_score(
     unread = [e.id for e in examples if not any(_READABLE.search(r.lower()) for r in e.references)]
     if unread:
         raise NotComputedError(
-            f"{name} reads only the letters a-z and digits, and of {len(unread)} of {len(examples)} examples no reference has"
-            f" any (the first is '{unread[0]}'); bleu and chrf read every language"
+            f"{name} reads only the letters a-z and digits, and of {len(unread)} of {len(examples)} examples no reference"
+            f" has any (the first is '{unread[0]}'); bleu and chrf read every language"
         )
     references = [example.references for example in examples]
     values = [100 * value for value in rouge_values(kind, predictions, references, stemmer=stemmer)]
     signature = f"{kind}|fmeasure|stemmer:{'porter' if stemmer else 'no'}|refs:max|mean|rouge_score:{version('rouge_score')}"
-    return mean_score(name, values, unit="0-100", higher_is_better=True, signature=signature, seed=seed)
+    return mean_score(
+        name, values, unit="0-100", higher_is_better=True, signature=signature, seed=seed, examples=examples
+    )

@@ -16,6 +16,8 @@ from peftlab.errors import EvaluationError
 from peftlab.metric import CONFIDENCE, Score
 
 NUM_RESAMPLES = 10_000
+FEW = 30
+"""Below so many examples the bootstrap calls differences significant that are none, so its p-value is not taken."""
 _MOST_EXACT = 12  # up to so many examples, all 2^n ways to swap are gone through
 
 ValueOf = Callable[[np.ndarray], float]
@@ -28,7 +30,8 @@ class Difference:
     Attributes:
         value: Second minus first, in the metric's unit.
         p_value: How often chance alone gives a difference as large, two-sided; 1 where the systems do not differ.
-        interval: 95 % interval of the difference (low, high) by the bootstrap; None for the permutation test.
+        interval: 95 % interval of the difference (low, high) by the bootstrap; None for the permutation test. Of few
+            examples it is too narrow.
         count: How many examples both answered.
         test: What was done, with the number of resamples.
     """
@@ -64,7 +67,8 @@ def paired_bootstrap(
 
     Returns:
         The difference; its p-value is twice the share of resamples in which the difference is not on the side where
-        it was seen, one added to both counts so that it is never 0.
+        it was seen, one added to both counts so that it is never 0. Below 30 examples it is the permutation test's: of
+        2 examples from systems alike, the bootstrap calls every second difference significant.
 
     Raises:
         EvaluationError: The systems answered unlike numbers of examples, fewer than 2, or a value is not finite.
@@ -86,9 +90,11 @@ def paired_bootstrap(
     low, high = np.percentile(found, [tail, 100 - tail])
     side = found if observed > 0 else -found
     p_value = 1.0 if observed == 0 else min(1.0, 2 * (1 + int((side <= 0).sum())) / (num_resamples + 1))
-    return Difference(
-        observed, p_value, (float(low), float(high)), count, f"paired bootstrap, {num_resamples:,} resamples"
-    )
+    told = f"paired bootstrap, {num_resamples:,} resamples"
+    if count < FEW:
+        swapped = permutation_test(first, second, seed=seed, value_of=value_of, num_resamples=num_resamples)
+        p_value, told = swapped.p_value, f"{told}; p by the {swapped.test}"
+    return Difference(observed, p_value, (float(low), float(high)), count, told)
 
 
 def permutation_test(
@@ -159,7 +165,7 @@ def compare_scores(first: Score, second: Score, *, seed: int, test: str = "boots
         The difference, second minus first.
 
     Raises:
-        EvaluationError: The scores are of unlike metrics or numbers of examples, or the metric keeps no row per example.
+        EvaluationError: The scores are of unlike metrics or of other examples, or the metric keeps no row per example.
 
     Example:
         >>> from peftlab.text_scores import mean_score
@@ -174,6 +180,11 @@ def compare_scores(first: Score, second: Score, *, seed: int, test: str = "boots
     if first.metric != second.metric or first.unit != second.unit:
         raise EvaluationError(
             f"{first.metric} and {second.metric} are not the same metric and cannot be compared"
+        )
+    if first.asked and second.asked and first.asked != second.asked:
+        raise EvaluationError(
+            f"the two scores of {first.metric} are of different examples, or of the same in another order, so they cannot"
+            " be compared example by example; score both systems on the same split with the same seed and number"
         )
     if first.rows is None or second.rows is None:
         raise EvaluationError(

@@ -11,7 +11,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU
 
 from peftlab.errors import EvaluationError
-from peftlab.metric import Score, bootstrap_interval, require_pairs
+from peftlab.metric import Score, bootstrap_interval, digest_examples, require_pairs
 from peftlab.task import Example
 
 
@@ -36,7 +36,14 @@ def require_references(name: str, predictions: Sequence[str], examples: Sequence
 
 
 def mean_score(
-    name: str, values: Sequence[float], *, unit: str, higher_is_better: bool, signature: str, seed: int
+    name: str,
+    values: Sequence[float],
+    *,
+    unit: str,
+    higher_is_better: bool,
+    signature: str,
+    seed: int,
+    examples: Sequence[Example] = (),
 ) -> Score:
     """The mean of one value per example, with its bootstrap interval.
 
@@ -47,6 +54,7 @@ def mean_score(
         higher_is_better: The direction.
         signature: What exactly was computed.
         seed: Seeds the bootstrap.
+        examples: What was answered, so that the score is compared with others of the same alone.
 
     Returns:
         The score.
@@ -57,7 +65,8 @@ def mean_score(
     """
     array = np.asarray(values, dtype=np.float64)
     interval = bootstrap_interval(len(array), lambda chosen: float(array[chosen].mean()), seed=seed)
-    return Score(name, float(array.mean()), unit, higher_is_better, len(array), interval, signature, array)
+    value, asked = float(array.mean()), digest_examples(examples) if examples else ""
+    return Score(name, value, unit, higher_is_better, len(array), interval, signature, array, asked=asked)
 
 
 def corpus_score(
@@ -69,6 +78,7 @@ def corpus_score(
     higher_is_better: bool,
     signature: str,
     seed: int,
+    examples: Sequence[Example] = (),
 ) -> Score:
     """A score that is a function of sums over examples, with its bootstrap interval.
 
@@ -80,6 +90,7 @@ def corpus_score(
         higher_is_better: The direction.
         signature: What exactly was computed.
         seed: Seeds the bootstrap.
+        examples: What was answered, so that the score is compared with others of the same alone.
 
     Returns:
         The score; the interval resamples examples.
@@ -93,10 +104,9 @@ def corpus_score(
     interval = bootstrap_interval(
         len(statistics), lambda chosen: value_of(statistics[chosen].sum(axis=0)), seed=seed
     )
-    value = value_of(statistics.sum(axis=0))
-    return Score(
-        name, value, unit, higher_is_better, len(statistics), interval, signature, statistics, value_of
-    )
+    value, asked = value_of(statistics.sum(axis=0)), digest_examples(examples) if examples else ""
+    count = len(statistics)
+    return Score(name, value, unit, higher_is_better, count, interval, signature, statistics, value_of, asked)
 
 
 def bleu_score(
@@ -151,6 +161,7 @@ def bleu_score(
         higher_is_better=True,
         signature=str(scorer.get_signature()) + (f"|order:{max_order}" if max_order != 4 else ""),
         seed=seed,
+        examples=examples,
     )
 
 

@@ -260,7 +260,10 @@ def _read(text: str, columns: Sequence[str] | None) -> Query | Unparsable:
 
 
 def _is_prose(
-    text: str, words: Sequence[tuple[str, int, int]], first: tuple[str, int, int], second: tuple[str, int, int]
+    text: str,
+    words: Sequence[tuple[str, int, int]],
+    first: tuple[str, int, int],
+    second: tuple[str, int, int],
 ) -> bool:
     """Whether the first of two SELECTs begins no query, as in "To select the player: SELECT ..."."""
     between = text[first[2] : second[1]]

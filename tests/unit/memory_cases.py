@@ -19,7 +19,7 @@ from peftlab.memory.peaks import measured_peak
 from peftlab.memory.prediction import attach_method, find_structure
 from peftlab.memory.steps import BatchShape
 from peftlab.method import OrdinaryTraining
-from peftlab.objective import ModelLoss
+from peftlab.objective import ModelLoss, labelled_loss
 from peftlab.trainer import LabTrainer
 from peftlab.training import TrainingParts, make_arguments
 
@@ -70,7 +70,7 @@ class Whole(OrdinaryTraining):
     rewritten: tuple[str, ...] = ()
 
     def __init__(self, model: Any) -> None:
-        self.model, self.family = model, map_model(model)
+        self.model, self.answering, self.family = model, model, map_model(model)
         model.requires_grad_(True)
 
     def parameters(self) -> dict[str, Any]:
@@ -136,8 +136,10 @@ def measure_run(config: RunConfig, shape: BatchShape, folder: Path, attach: Any 
     training = config.training
     row = shape.make_row(source.head, vocabulary=VOCABULARY)
     rows = [row] * (shape.rows * training.accumulation_steps * training.max_steps)
+    labelled = labelled_loss(attachment.answering, head=source.head, penalty=attachment.penalty)
+    objective = ModelLoss(source.head) if isinstance(labelled, str) else labelled
     parts = TrainingParts(
-        attachment, schedule, ModelLoss(source.head), Collator(0, source.head), rows, [], seed=training.seed
+        attachment, schedule, objective, Collator(0, source.head), rows, [], seed=training.seed
     )
     trainer = LabTrainer(parts, arguments)
     weights = storage_bytes([*attachment.model.parameters(), *attachment.model.buffers()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 import task_samples
+import tiny_models
 import whole_runs
-from peftlab import evaluation
+from peftlab import evaluation, metric, seeded_scores, text_scores
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, DataError, ModelError
 from peftlab.execute import execute
@@ -80,6 +82,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     def asked_seed(reference: str) -> int:
         return next(c.training.seed for c in asked if c.run_name() == Path(reference).name)
 
+    few = functools.partial(metric.bootstrap_interval, num_resamples=50)
+    for module in (seeded_scores, text_scores):
+        monkeypatch.setattr(module, "bootstrap_interval", few)
     monkeypatch.setattr(head_lora_full, "carry_out_run", carry_out_run)
     monkeypatch.setattr(evaluation, "evaluate_saved", evaluate_saved)
     return asked
@@ -208,7 +213,7 @@ def test_a_tiny_model_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.Monke
     base = found["done"]["full"][0]["total_parameters"]
     assert sizes["full"] == base
     assert sizes["head"] < sizes["lora"] < sizes["full"]
-    hidden = 32
+    hidden = tiny_models.HIDDEN
     assert sizes["head"] == (hidden + 1) * (hidden + len(LABELS)), "the pooler and the head alone"
     assert found["scores"].keys() == {"test accuracy", "test macro_f1"}
     assert "Learning rates" in table.read_text(encoding="utf-8")

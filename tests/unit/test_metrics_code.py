@@ -8,7 +8,7 @@ import pytest
 
 from peftlab import code_parsing
 from peftlab.code_parsing import complexity, language_of, read_answer, read_code, shapes, tokens
-from peftlab.errors import EvaluationError
+from peftlab.errors import NotComputedError
 from peftlab.metrics import ast_similarity, code_bleu_no_dataflow, complexity_difference, syntax_valid
 from peftlab.task import Example
 
@@ -66,7 +66,7 @@ def test_validity(language: str, text: str, is_valid: bool) -> None:
 
 
 def test_references_that_are_no_code_are_refused() -> None:
-    with pytest.raises(EvaluationError, match=r"of 1 are valid 0 as python, 0 as java, 0 as javascript"):
+    with pytest.raises(NotComputedError, match=r"of 1 are valid 0 as python, 0 as java, 0 as javascript"):
         language_of([Example("a", "s", ("Aromi is a cheap pub.",))])
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from peftlab import significance
 from peftlab.errors import EvaluationError
+from peftlab.metric import Score
 from peftlab.metrics import bleu, exact_match, macro_f1, rouge_l, value_coverage
 from peftlab.significance import compare_scores, paired_bootstrap, permutation_test
 from peftlab.task import Example
@@ -88,11 +89,34 @@ def test_the_drawn_swaps_come_near_the_exact_p() -> None:
 
 
 def test_the_bootstrap_by_hand() -> None:
-    """Two examples, differences 0 and 1: a resample's mean is 0, 1/2, 1/2 or 1; a quarter is not above 0."""
-    found = paired_bootstrap([0.0, 0.0], [0.0, 1.0], seed=1, num_resamples=20_000)
-    assert found.value == 0.5
-    assert found.p_value == pytest.approx(2 * 0.25, abs=0.02)
-    assert found.interval == (0.0, 1.0)
+    """40 examples of which one differs: a resample without it is not above 0."""
+    found = paired_bootstrap([0.0] * 40, [0.0] * 39 + [1.0], seed=1, num_resamples=20_000)
+    assert found.value == 1 / 40
+    assert found.p_value == pytest.approx(2 * (39 / 40) ** 40, abs=0.02)
+    few = paired_bootstrap([0.0, 0.0], [0.0, 1.0], seed=1, num_resamples=2000)
+    assert few.interval == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20])
+def test_chance_is_not_called_significant_on_few_examples(count: int) -> None:
+    """Two systems alike, 200 times: at most some 5 % lie below 0.05. The bootstrap alone gives 48 % of 2 examples."""
+    generator = np.random.default_rng(1)
+    pairs = [(generator.normal(size=count), generator.normal(size=count)) for _ in range(200)]
+    found = [paired_bootstrap(*pair, seed=1, num_resamples=100) for pair in pairs]
+    assert np.mean([one.p_value < 0.05 for one in found]) < 0.09
+    assert found[0].p_value == permutation_test(*pairs[0], seed=1, num_resamples=100).p_value
+    assert "p by the permutation test" in found[0].test
+
+
+def test_scores_of_different_examples_are_not_compared() -> None:
+    def scored(name: str, answer: str) -> Score:
+        return exact_match.score([answer] * 2, [Example(f"{name}-{i}", "s", ("x",)) for i in (1, 2)], seed=1)
+
+    one, other = scored("a", "x"), scored("b", "x")
+    with pytest.raises(EvaluationError, match=r"are of different examples"):
+        compare_scores(one, other, seed=1)
+    assert compare_scores(one, scored("a", "y"), seed=1).value == -1
+    assert "asked" not in one.to_dict()
 
 
 def test_the_bootstrap_interval_is_as_wide_as_the_normal_one() -> None:

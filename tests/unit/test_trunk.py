@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from test_layout import ROWS, rows_of_lengths
 import tiny_models
 from peftlab.batches import Collator, PackingCollator
 from peftlab.catalog import METHODS
+from peftlab.checkpoint import last_good_checkpoint
 from peftlab.mapping import map_model
+from peftlab.schedule import PhaseSettings
 from peftlab.trunk import Trunk, compute_states, find_cut, trunk_key, try_cut
 from peftlab.trunk_cache import TrunkCache, make_room, row_digest
+from tiny_runs import run, same
 
 
 def attach(name="llama", num_layers=4, method="lora", dtype=torch.float32, **settings):
@@ -149,3 +153,64 @@ def test_the_oldest_caches_make_room(tmp_path):
     assert make_room(tmp_path, "own", needed=1000, limit=5000)
     assert {f.name for f in tmp_path.iterdir()} == {"newer"}
     assert not make_room(tmp_path, "own", needed=9000, limit=5000)
+
+
+TOP = {"targets": "both", "dropout": 0.1, "rank": 2, "alpha": 4, "layers": (2, 3)}
+ONE_PHASE = {"phases": [PhaseSettings(name="all", groups=("attention", "mlp"))], "num_layers": 4}
+
+
+@pytest.fixture
+def caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "trunk"
+
+
+def train(folder, *, trunk_bytes=10**9, **changes):
+    asked = {"settings": TOP, **ONE_PHASE, "trunk_bytes": trunk_bytes, "max_steps": 32, "validation_steps": 16, "save_steps": 8} | changes
+    return run(folder, **asked)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_training_on_kept_states_is_training(packed, tmp_path, caches):
+    kept = train(tmp_path / "kept", packed=packed)
+    (entered,) = kept.told("phase_started")
+    assert entered["trunk_blocks"] == 2
+    assert entered["trunk_rows_computed"] == entered["trunk_rows"]
+    whole = train(tmp_path / "whole", packed=packed, trunk_bytes=0)
+    assert "not kept" in whole.told("phase_started")[0]["trunk"]
+    for name, tensor in whole.attachment.tensors().items():
+        torch.testing.assert_close(kept.attachment.tensors()[name], tensor, rtol=1e-4, atol=1e-6)
+    again = train(tmp_path / "again", packed=packed)
+    assert again.told("phase_started")[0]["trunk_rows_computed"] == 0, "read from the cache"
+    assert same(kept.attachment.tensors(), again.attachment.tensors())
+
+
+def test_a_run_that_is_cut_ends_the_same_to_the_bit_with_or_without_its_cache(tmp_path, caches):
+    whole = train(tmp_path / "whole")
+    for number, wiped in enumerate((False, True)):
+        folder = tmp_path / f"cut-{number}"
+        train(folder, stop_after=12)
+        if wiped:
+            shutil.rmtree(caches)
+        resumed = train(folder, resume=last_good_checkpoint(folder)[0])
+        assert (resumed.told("phase_resumed")[0]["trunk_rows_computed"] > 0) is wiped
+        assert same(whole.attachment.tensors(), resumed.attachment.tensors())
+
+
+def test_a_phase_that_opens_lower_layers_begins_at_the_tokens(tmp_path, caches):
+    phases = [
+        PhaseSettings(name="late", groups=("attention", "mlp"), layers=(2, 3), steps=32),
+        PhaseSettings(name="all", groups=("attention", "mlp"), steps=32),
+        PhaseSettings(name="last", groups=("attention", "mlp"), layers=(3, 3), steps=32),
+    ]
+    done = train(tmp_path, settings=None, phases=phases, max_steps=96)
+    assert [entered.get("trunk_blocks") for entered in done.told("phase_started")] == [2, None, 3]
+    keys = {folder.name for folder in caches.iterdir()}
+    assert len(keys) == 2, "the last phase's lower adapters have trained: other states than the first's"
+
+
+def test_rows_seen_once_and_caches_without_room_are_left_alone(tmp_path, caches):
+    seldom = train(tmp_path / "seldom", max_steps=3, validation_steps=3, save_steps=3)
+    assert "too seldom" in seldom.told("phase_started")[0]["trunk"]
+    full = train(tmp_path / "full", trunk_bytes=100)
+    assert "trunk_cache_gigabytes" in full.told("phase_started")[0]["trunk"]

@@ -150,7 +150,7 @@ class _Case:
     def with_length(self, length: int) -> _Case:
         """The same with rows of at most so many tokens."""
         shape = self.shape
-        cut = BatchShape(shape.rows, min(shape.length, length), min(shape.label_length, length))
+        cut = replace(shape, length=min(shape.length, length), label_length=min(shape.label_length, length))
         return replace(self, shape=cut)
 
 

@@ -14,7 +14,7 @@ from peftlab.memory.peaks import ACCOUNTS, measured_peak
 from peftlab.memory.prediction import attach_method
 from peftlab.memory.steps import BatchShape, make_trainer, undisturbed
 from peftlab.method import Attachment, Head
-from peftlab.objective import ModelLoss
+from peftlab.objective import ModelLoss, labelled_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,14 @@ def measure_step(
     device = next(model.parameters()).device
     weights = storage_bytes([*model.parameters(), *model.buffers()])
     with tempfile.TemporaryDirectory() as folder, undisturbed():
+        labelled = labelled_loss(attachment.answering, head=head, penalty=attachment.penalty)
         trainer = make_trainer(
             attachment,
             config,
             shape,
             head=head,
             vocabulary=vocabulary,
-            objective=ModelLoss(head),
+            objective=ModelLoss(head) if isinstance(labelled, str) else labelled,
             callbacks=[],
             folder=Path(folder),
         )

@@ -23,7 +23,7 @@ from peftlab.config import RunConfig
 from peftlab.memory.ledger import BETWEEN, GRADIENTS, OPTIMIZER, UPDATE, WEIGHTS, Peak, StorageLedger
 from peftlab.memory.steps import BatchShape, make_trainer, undisturbed
 from peftlab.method import Attachment, Head
-from peftlab.objective import ModelLoss, Objective
+from peftlab.objective import ModelLoss, Objective, labelled_loss
 
 _SEES_THROUGH = "transformers.utils.import_utils.is_fake_tensor"
 """Where transformers asks whether a mask has no data; if so, it never leaves a mask out."""
@@ -48,6 +48,11 @@ def rehearse(
     fakes, model = FakeTensorMode(), attachment.model
     _exchange_tensors(model, fakes)
     ledger = StorageLedger(device_type, _Changes(attachment))
+    labels = shape.labelled_rows(head)
+    labelled = labelled_loss(
+        attachment.answering, head=head, penalty=attachment.penalty, choose=lambda _: torch.arange(labels)
+    )
+    objective = ModelLoss(head) if isinstance(labelled, str) else labelled
     with (
         tempfile.TemporaryDirectory() as folder,
         undisturbed(),
@@ -66,7 +71,7 @@ def rehearse(
             shape,
             head=head,
             vocabulary=1,
-            objective=_WatchedLoss(ModelLoss(head), ledger),
+            objective=_WatchedLoss(objective, ledger),
             callbacks=[_Moments(ledger)],
             folder=Path(folder),
         ).train()

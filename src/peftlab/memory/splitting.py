@@ -6,7 +6,7 @@ is a sum over the step's terms). So only the second is chosen from the memory th
 
 from __future__ import annotations
 
-from peftlab.batches import Row
+from peftlab.batches import IGNORED, Row
 from peftlab.config import RunConfig
 from peftlab.devices import num_processes
 from peftlab.errors import ConfigError, ModelError
@@ -25,9 +25,18 @@ def longest_batch(rows: list[Row], num_rows: int) -> BatchShape:
         num_rows: Rows of one batch.
 
     Returns:
-        Its shape: the longest input and the longest labels of any row.
+        Its shape: the longest input and the longest labels of any row, and as many labelled tokens as the rows with the
+        most of them have on average.
     """
-    return BatchShape(num_rows, max(len(row.input_ids) for row in rows), max(len(row.labels) for row in rows))
+    labelled = sorted((sum(label != IGNORED for label in row.labels) for row in rows), reverse=True)[
+        :num_rows
+    ]
+    return BatchShape(
+        num_rows,
+        max(len(row.input_ids) for row in rows),
+        max(len(row.labels) for row in rows),
+        -(-sum(labelled) // len(labelled)),
+    )
 
 
 def split_step(

@@ -39,11 +39,13 @@ class BatchShape:
         rows: Rows of one forward pass.
         length: Tokens of the longest row.
         label_length: Labels of the longest row; only models with a decoder of their own have another number of them.
+        labelled: Tokens of a row that carry a label, for models without such a decoder; None is all but the first.
     """
 
     rows: int
     length: int
     label_length: int
+    labelled: int | None = None
 
     def make_row(self, head: Head, *, vocabulary: int, shorter: int = 0) -> Row:
         """The longest row.
@@ -58,12 +60,23 @@ class BatchShape:
         """
         draw = random.Random(0)
         tokens = [draw.randrange(vocabulary) for _ in range(self.length - shorter)]
+        labelled = len(tokens) - 1 if self.labelled is None else min(self.labelled, len(tokens) - 1)
         labels = {
-            "causal": [IGNORED, *tokens[1:]],
+            "causal": [IGNORED] * (len(tokens) - labelled) + tokens[len(tokens) - labelled :],
             "seq2seq": [draw.randrange(vocabulary) for _ in range(self.label_length - shorter)],
             "classification": [0],
         }
         return Row("longest", tokens, labels[head])
+
+    def labelled_rows(self, head: Head) -> int:
+        """Labels of the whole batch, as `LongestBatch` lays it out.
+
+        Args:
+            head: What the model ends in.
+        """
+        rows = [self.make_row(head, vocabulary=1, shorter=int(i == 0 and self.rows > 1)) for i in range(2)]
+        first, other = (sum(label != IGNORED for label in row.labels) for row in rows)
+        return first + (self.rows - 1) * other
 
 
 class LongestBatch(Collator):

@@ -44,4 +44,6 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
                 "for texts use bleu, rouge_l or exact_match"
             )
     hits = [float(p == str(example.label)) for p, example in zip(predictions, examples, strict=True)]
-    return mean_score(NAME, hits, unit=UNIT, higher_is_better=True, signature="exact", seed=seed)
+    return mean_score(
+        NAME, hits, unit=UNIT, higher_is_better=True, signature="exact", seed=seed, examples=examples
+    )

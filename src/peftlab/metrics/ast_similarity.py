@@ -52,5 +52,11 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         values.append(max(2 * (own & o).total() / max(1, own.total() + o.total()) for o in others))
     signature = f"{language}|tree-sitter|dice of shapes|refs:max|not valid:{invalid}|mean"
     return mean_score(
-        NAME, values, unit=UNIT, higher_is_better=HIGHER_IS_BETTER, signature=signature, seed=seed
+        NAME,
+        values,
+        unit=UNIT,
+        higher_is_better=HIGHER_IS_BETTER,
+        signature=signature,
+        seed=seed,
+        examples=examples,
     )

@@ -53,4 +53,5 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         higher_is_better=HIGHER_IS_BETTER,
         signature="codexglue|corpus|tok:white space|case:mixed|smooth:add 1|refs:shortest length",
         seed=seed,
+        examples=examples,
     )

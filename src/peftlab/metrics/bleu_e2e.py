@@ -55,4 +55,5 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         higher_is_better=HIGHER_IS_BETTER,
         signature="e2e-metrics|tok:13a|case:lc|smooth:none|refs:closest length",
         seed=seed,
+        examples=examples,
     )

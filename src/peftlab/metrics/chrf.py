@@ -58,4 +58,5 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         higher_is_better=HIGHER_IS_BETTER,
         signature=str(scorer.get_signature()),
         seed=seed,
+        examples=examples,
     )

@@ -57,5 +57,11 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
     values = CiderReferences(references).values([split_like_stanford(one) for one in predictions])
     signature = "coco|cider-d|order:4|sigma:6|tok:ptb-e2e|case:lc|idf:these references|refs:mean|mean"
     return mean_score(
-        NAME, values, unit=UNIT, higher_is_better=HIGHER_IS_BETTER, signature=signature, seed=seed
+        NAME,
+        values,
+        unit=UNIT,
+        higher_is_better=HIGHER_IS_BETTER,
+        signature=signature,
+        seed=seed,
+        examples=examples,
     )

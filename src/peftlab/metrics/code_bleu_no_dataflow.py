@@ -74,6 +74,7 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         higher_is_better=HIGHER_IS_BETTER,
         signature=signature,
         seed=seed,
+        examples=examples,
     )
 
 

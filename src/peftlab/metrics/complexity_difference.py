@@ -53,5 +53,11 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         f"|not valid:{sum(not answer.is_valid for answer in answers)}|refs:min|mean"
     )
     return mean_score(
-        NAME, values, unit=UNIT, higher_is_better=HIGHER_IS_BETTER, signature=signature, seed=seed
+        NAME,
+        values,
+        unit=UNIT,
+        higher_is_better=HIGHER_IS_BETTER,
+        signature=signature,
+        seed=seed,
+        examples=examples,
     )

@@ -82,5 +82,11 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
     ]
     signature = "levenshtein|characters|length:longer|refs:min|mean"
     return mean_score(
-        NAME, values, unit=UNIT, higher_is_better=HIGHER_IS_BETTER, signature=signature, seed=seed
+        NAME,
+        values,
+        unit=UNIT,
+        higher_is_better=HIGHER_IS_BETTER,
+        signature=signature,
+        seed=seed,
+        examples=examples,
     )

@@ -56,4 +56,6 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         for prediction, example in zip(predictions, examples, strict=True)
     ]
     signature = "whitespace:collapsed|case:mixed|refs:any"
-    return mean_score(NAME, hits, unit=UNIT, higher_is_better=True, signature=signature, seed=seed)
+    return mean_score(
+        NAME, hits, unit=UNIT, higher_is_better=True, signature=signature, seed=seed, examples=examples
+    )

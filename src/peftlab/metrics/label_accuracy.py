@@ -1,13 +1,14 @@
 """Label accuracy: the share of answers that name the right class, for models that write the class as a text.
 
-An answer is read leniently: case, white space and punctuation around it do not count, nor what follows its first line.
-An answer that is none of the labels is wrong; the signature counts such answers apart. A classifier's classes are scored
-by `accuracy`.
+An answer is read leniently: case, white space, punctuation and symbols around it do not count, of any script, nor what
+follows its first line. An answer that is none of the labels is wrong; the signature counts such answers apart. A
+classifier's classes are scored by `accuracy`.
 """
 
 from __future__ import annotations
 
-import string
+import json
+import unicodedata
 from collections.abc import Sequence
 
 from peftlab.metric import Score
@@ -26,14 +27,15 @@ def read_label(text: str) -> str:
         text: A prediction or a reference.
 
     Returns:
-        The first line in lower case, without white space and punctuation around it.
+        The first line in lower case, without white space, punctuation and symbols around it.
 
     Example:
-        >>> read_label(" Neutral.\nBecause")
+        >>> read_label(" “Neutral.”\nBecause")
         'neutral'
     """
-    lines = text.strip().splitlines()
-    return lines[0].strip(string.punctuation + string.whitespace).casefold() if lines else ""
+    first = next(iter(text.strip().splitlines()), "")
+    around = "".join({character for character in first if unicodedata.category(character)[0] in "PSZC"})
+    return first.strip(around).casefold()
 
 
 def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int) -> Score:
@@ -41,7 +43,8 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
 
     Args:
         predictions: The model's answers.
-        examples: The examples they answer; the labels are those that occur as references.
+        examples: The examples they answer; the labels are those that occur as references, and those that
+            `Example.facts` tells as "labels", a JSON list.
         seed: Seeds the bootstrap.
 
     Returns:
@@ -58,6 +61,8 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
     """
     require_references(NAME, predictions, examples)
     labels = {read_label(reference) for example in examples for reference in example.references}
+    told = {text for example in examples for name, text in example.facts if name == "labels"}
+    labels |= {read_label(label) for text in told for label in json.loads(text)}
     answers = [read_label(prediction) for prediction in predictions]
     hits = [
         float(answer in {read_label(reference) for reference in example.references})
@@ -65,4 +70,6 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
     ]
     unread = sum(answer not in labels for answer in answers)
     signature = f"first line|case:lc|labels:{len(labels)}|no label:{unread}"
-    return mean_score(NAME, hits, unit=UNIT, higher_is_better=True, signature=signature, seed=seed)
+    return mean_score(
+        NAME, hits, unit=UNIT, higher_is_better=True, signature=signature, seed=seed, examples=examples
+    )

@@ -90,4 +90,5 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         higher_is_better=HIGHER_IS_BETTER,
         signature=f"classes:{len(places)}|no class:{unread}|mean of F1",
         seed=seed,
+        examples=examples,
     )

@@ -57,5 +57,6 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
             higher_is_better=HIGHER_IS_BETTER,
             signature=SIGNATURE,
             seed=seed,
+            examples=examples,
         )
     return replace(made, rows=None, value_of=None)  # the program that could score their sums has ended

@@ -71,5 +71,11 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         values.append(100 * float(meteor_score(references, split_like_mteval(prediction), wordnet=wordnet)))
     signature = f"nltk:{version('nltk')}|wordnet|tok:13a|case:lc|refs:max|sentence|mean"
     return mean_score(
-        NAME, values, unit=UNIT, higher_is_better=HIGHER_IS_BETTER, signature=signature, seed=seed
+        NAME,
+        values,
+        unit=UNIT,
+        higher_is_better=HIGHER_IS_BETTER,
+        signature=signature,
+        seed=seed,
+        examples=examples,
     )

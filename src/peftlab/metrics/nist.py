@@ -53,4 +53,5 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         higher_is_better=HIGHER_IS_BETTER,
         signature="e2e-metrics|tok:13a|case:lc|order:5|length:mean of refs",
         seed=seed,
+        examples=examples,
     )

@@ -107,4 +107,6 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
             )
     values = [100 * segment_score(p, e.references) for p, e in zip(predictions, examples, strict=True)]
     signature = "coco|beta:1.2|tok:ptb-e2e|case:lc|precision,recall:max over refs|mean"
-    return mean_score(NAME, values, unit=UNIT, higher_is_better=True, signature=signature, seed=seed)
+    return mean_score(
+        NAME, values, unit=UNIT, higher_is_better=True, signature=signature, seed=seed, examples=examples
+    )

@@ -55,4 +55,6 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
     signature = (
         "codexglue|sentence|tok:words and marks|case:lc|smooth:add 1 to order 2-4|refs:shortest length|mean"
     )
-    return mean_score(NAME, values, unit=UNIT, higher_is_better=True, signature=signature, seed=seed)
+    return mean_score(
+        NAME, values, unit=UNIT, higher_is_better=True, signature=signature, seed=seed, examples=examples
+    )

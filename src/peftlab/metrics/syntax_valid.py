@@ -48,5 +48,11 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
     valid = sum(read_code(reference, language).is_valid for reference in references)
     signature = f"{language}|tree-sitter|references valid:{valid}/{len(references)}"
     return mean_score(
-        NAME, hits, unit=UNIT, higher_is_better=HIGHER_IS_BETTER, signature=signature, seed=seed
+        NAME,
+        hits,
+        unit=UNIT,
+        higher_is_better=HIGHER_IS_BETTER,
+        signature=signature,
+        seed=seed,
+        examples=examples,
     )

@@ -56,4 +56,5 @@ def score(predictions: Sequence[str], examples: Sequence[Example], *, seed: int)
         higher_is_better=HIGHER_IS_BETTER,
         signature="verbatim|case:mixed|micro",
         seed=seed,
+        examples=examples,
     )
