@@ -44,6 +44,7 @@ from peftlab.memory.budget import GLIBC_REMEDY
 from peftlab.memory.measuring import measure_step
 from peftlab.memory.prediction import attach_method, build_structure, find_structure, predict_memory
 from peftlab.memory.steps import BatchShape
+from peftlab.method import OrdinaryTraining
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEADS = {
@@ -53,7 +54,7 @@ HEADS = {
 }
 
 
-class Whole:
+class Whole(OrdinaryTraining):
     """Full fine-tuning: every parameter trains."""
 
     rewritten: tuple[str, ...] = ()
@@ -69,6 +70,12 @@ class Whole:
     def steps_to_train(self, name: str) -> int:
         """One."""
         return 1
+
+    def begin(self, schedule: Any) -> None:
+        """Nothing to begin."""
+
+    def after_step(self, step: int) -> None:
+        """Nothing to do."""
 
 
 @dataclass(frozen=True)

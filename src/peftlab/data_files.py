@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,32 @@ def read_tabs(path: Path, columns: Sequence[str]) -> Iterator[Record]:
             if len(fields) != len(names):
                 raise DataError(f"{where}: {len(fields)} fields, expected {len(names)}: {', '.join(names)}")
             yield Record(where, dict(zip(names, fields, strict=True)))
+
+
+def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their indices.
+
+    Args:
+        labels: The names, each once.
+
+    Returns:
+        Sorted; as numbers where all of them are written in digits.
+
+    Example:
+        >>> sort_labels({"10", "9", "1"}), sort_labels({"b", "a10", "a9"})
+        (('1', '9', '10'), ('a10', 'a9', 'b'))
+    """
+    names = sorted(labels)
+    return tuple(sorted(names, key=int) if all(n.isascii() and n.isdecimal() for n in names) else names)
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a character (a lone surrogate) cannot, and no model reads it.
+
+    Args:
+        text: The text.
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def count_note(split: str, num_rows: int, published: int | None, num_duplicates: int) -> list[str]:

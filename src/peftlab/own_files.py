@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from peftlab.data_files import Record
+from peftlab.data_files import Record, sort_labels
 from peftlab.errors import ConfigError, DataError, did_you_mean
 from peftlab.settings import Settings
 from peftlab.task import Example, Splits
@@ -224,23 +224,6 @@ def _label(record: Record, column: str) -> str:
             )
         return str(value)
     return record.text(column).strip()
-
-
-def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """Class names in the order of their indices.
-
-    Args:
-        labels: The names, each once.
-
-    Returns:
-        Sorted; as numbers where all of them are written in digits.
-
-    Example:
-        >>> sort_labels({"10", "9", "1"}), sort_labels({"b", "a10", "a9"})
-        (('1', '9', '10'), ('a10', 'a9', 'b'))
-    """
-    names = sorted(labels)
-    return tuple(sorted(names, key=int) if all(n.isascii() and n.isdecimal() for n in names) else names)
 
 
 def _alike(labels: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peftlab.data_files import is_text, sort_labels
 from peftlab.errors import DataError, did_you_mean
 from peftlab.task import Example, Splits
 
@@ -79,7 +80,7 @@ def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
         rows: Rows of the shape {"text", "label"}.
 
     Returns:
-        Sorted names for string labels; "0", "1", ... for integer ones.
+        Sorted names for string labels, as numbers where all are digits; "0", "1", ... for integer ones.
 
     Raises:
         DataError: A row is malformed, the rows have no labels, there are fewer than two classes, or integer labels
@@ -99,7 +100,7 @@ def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
             f"every row has the label {found.pop()!r}; a classifier needs rows of at least two classes"
         )
     if all(isinstance(label, str) for label in found):
-        return tuple(sorted(found))
+        return sort_labels(found)
     missing = sorted(set(range(len(found))) - found)
     if missing:
         raise DataError(
@@ -114,8 +115,7 @@ def _listed(items: Sequence[object], most: int = 10) -> str:
 
 
 def _digest(prompt: str, seed: int) -> bytes:
-    # surrogatepass: a lone surrogate is a legal Python string and must not stop the split
-    return hashlib.sha256(f"{seed}:{prompt}".encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(f"{seed}:{prompt}".encode()).digest()
 
 
 def _check(rows: Sequence[Row], places: Sequence[str] = ()) -> tuple[str, str]:
@@ -159,6 +159,10 @@ def _check_value(place: str, key: str, value: object) -> set[type]:
         raise DataError(f"{place}: '{key}' must be {wanted}, got {type(value).__name__}")
     if not value.strip():
         raise DataError(f"{place}: '{key}' is empty; fill it or leave the row out")
+    if not is_text(value):
+        raise DataError(
+            f"{place}: '{key}' holds half of a character (a lone surrogate), which no model can read; write it anew"
+        )
     return {str} if key == "label" else set()
 
 

@@ -42,6 +42,7 @@ def settings_for(tmp_path: Path, **more: Any) -> head_lora_full.Settings:
         "data": write_data(tmp_path / "data"),
         "contested": (tmp_path / "contested.tsv",),
         "model": "bert",
+        "resamples": 300,
     }
     return validate(head_lora_full.Settings, data | more)
 
