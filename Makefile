@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check setup setup-test clean
+.PHONY: run test check bench bench-full setup setup-test clean
 
 run: setup
 	$(BIN)/peftlab run
@@ -16,6 +16,12 @@ check: setup-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: setup-test
+	$(BIN)/python benchmarks/all.py --short $(BENCH)
+
+bench-full: setup-test
+	$(BIN)/python benchmarks/all.py $(BENCH)
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test

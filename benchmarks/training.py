@@ -1,8 +1,10 @@
-"""LoRA on a 12-layer Llama: useful tokens per second and peak memory of the stock trainers and of peftlab, in one run.
+"""Adapters on a 12-layer Llama: useful tokens per second and peak memory of the stock trainers and of peftlab, in one run.
 
     python benchmarks/training.py --data_dir E2E --tokenizer GPT2 --output training.json
+    python benchmarks/training.py --work top2        LoRA on the top two layers, the third epoch
+    python benchmarks/training.py --work new_layer   a new layer at the end of a frozen base, five epochs as a whole
 
-The model has random weights, LoRA of rank 8 is on all linear layers without dropout, and every contender takes the same rows
+The model has random weights, LoRA of rank 8 is on linear layers without dropout, and every contender takes the same rows
 in the same order, 16 a step; only answers carry a label. A useful token is one that is no pad. Each contender runs in a
 process of its own, in turn, as often as --repeats says; the median counts. TRL is measured where it is installed. The
 machine's limit is measured beside them: the products of one step (2 flops for each weight and token forwards, 2 backwards,
@@ -29,9 +31,19 @@ CONTENDERS = {
     "trl_default": "TRL SFTTrainer, as it comes",
     "trl_best": "TRL SFTTrainer, bfloat16 weights, no checkpointing",
     "peftlab_float32": "peftlab, float32",
+    "peftlab_uncached": "peftlab, no hidden states kept",
     "peftlab": "peftlab",
 }
 RANK, ALPHA, RATE, LONGEST, WARM_UP = 8, 16, 2e-4, 128, 2
+WORKS = {
+    "main": (
+        1,
+        ["trainer_padded", "trainer_dynamic", "trl_default", "trl_best", "peftlab_float32", "peftlab"],
+    ),
+    "top2": (3, ["trl_default", "peftlab_uncached", "peftlab"]),
+    "new_layer": (5, ["trainer_padded", "trainer_dynamic", "peftlab_float32", "peftlab"]),
+}
+"""Work to its epochs, and the contenders that can do it."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -41,7 +53,7 @@ def main() -> None:
     if options.contender:
         print(json.dumps(measure(options.contender, options)))
         return
-    names = [n for n in CONTENDERS if not options.only or n in options.only]
+    names = [n for n in WORKS[options.work][1] if not options.only or n in options.only]
     if importlib.util.find_spec("trl") is None and not options.trl_python:
         names = [n for n in names if not n.startswith("trl")]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -68,10 +80,11 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--work", choices=WORKS, default="main")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps; two more warm up")
+    parser.add_argument("--steps", type=int, default=4, help="steps of an epoch; two more warm up")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data_dir", type=Path, help="folder of E2E's files; default: embedded rows")
     parser.add_argument("--tokenizer", type=Path, help="GPT-2's tokenizer; default: the embedded base's")
@@ -88,7 +101,8 @@ def in_own_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
     same = [
         f"--{key}={value}"
         for key, value in vars(options).items()
-        if value is not None and key in ("layers", "hidden", "batch_size", "steps", "data_dir", "tokenizer")
+        if value is not None
+        and key in ("work", "layers", "hidden", "batch_size", "steps", "data_dir", "tokenizer")
     ]
     done = subprocess.run(
         [python, __file__, f"--contender={name}", *same], capture_output=True, text=True, check=False
@@ -108,20 +122,27 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     rows, tokenizer = make_rows(options)
     set_seed(0)
-    dtype = torch.bfloat16 if name in ("trl_best", "peftlab") else torch.float32
+    dtype = torch.bfloat16 if name in ("trl_best", "peftlab", "peftlab_uncached") else torch.float32
     model = make_model(tokenizer, options).to(dtype)
     clock = StepClock()
     run = run_peftlab if name.startswith("peftlab") else run_trl if name.startswith("trl") else run_trainer
+    began = time.perf_counter()
     losses = run(name, model, tokenizer, rows, clock, options)
-    seconds = clock.seconds[WARM_UP:]
+    whole = time.perf_counter() - began
+    size, epochs = options.batch_size, WORKS[options.work][0]
     tokens = [
-        sum(len(row.input_ids) for row in rows[i * options.batch_size : (i + 1) * options.batch_size])
-        for i in range(WARM_UP, WARM_UP + options.steps)
-    ]
+        sum(len(row.input_ids) for row in rows[i : i + size]) for i in range(0, len(rows), size)
+    ] * epochs
+    timed = slice(WARM_UP if epochs == 1 else len(tokens) * 2 // 3, None)
+    if options.work == "new_layer":  # what is computed once for all epochs counts
+        rate = sum(tokens) / whole
+    else:
+        rate = sum(tokens[timed]) / sum(clock.seconds[timed])
     return {
-        "seconds": seconds,
+        "seconds": clock.seconds,
+        "whole_seconds": whole,
         "losses": losses,
-        "tokens_per_second": sum(tokens) / sum(seconds),
+        "tokens_per_second": rate,
         "peak_memory_bytes": peak_memory()["host"],
     }
 
@@ -144,7 +165,12 @@ def make_rows(options: argparse.Namespace) -> tuple[list[Any], Any]:
     builder = RowBuilder(tokenizer, prompt=TASKS.load(name).PROMPT, head="causal", max_length=LONGEST)
     rows, _ = builder.build(splits.train)
     random.Random(0).shuffle(rows)
-    return rows[: (WARM_UP + options.steps) * options.batch_size], tokenizer
+    return rows[: num_steps(options) * options.batch_size], tokenizer
+
+
+def num_steps(options: argparse.Namespace) -> int:
+    """Steps of one epoch."""
+    return int(options.steps) + (WARM_UP if WORKS[options.work][0] == 1 else 0)
 
 
 def make_model(tokenizer: Any, options: argparse.Namespace) -> Any:
@@ -189,20 +215,21 @@ class StepClock:
         return Clock()
 
 
-def lora_config() -> Any:
+def lora_config(options: argparse.Namespace) -> Any:
     """The LoRA of every contender but peftlab, which makes the same one."""
     from peft import LoraConfig
 
     return LoraConfig(
-        r=RANK, lora_alpha=ALPHA, target_modules=LINEAR, lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
+        r=RANK, lora_alpha=ALPHA, target_modules=LINEAR, lora_dropout=0.0, task_type="CAUSAL_LM",
+        layers_to_transform=None if options.work == "main" else [options.layers - 2, options.layers - 1],
+    )  # fmt: skip
 
 
 def plain_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """What the stock trainers are told."""
     return {
         "output_dir": folder,
-        "max_steps": WARM_UP + options.steps,
+        "max_steps": num_steps(options) * WORKS[options.work][0],
         "per_device_train_batch_size": options.batch_size,
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
@@ -243,9 +270,10 @@ def run_trainer(
         }
 
     torch.manual_seed(0)
+    adapted = attach(model, options).model if options.work == "new_layer" else None
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            get_peft_model(model, lora_config()),
+            adapted or get_peft_model(model, lora_config(options)),
             TrainingArguments(remove_unused_columns=False, **plain_arguments(options, folder)),
             train_dataset=rows,
             data_collator=padded,
@@ -272,7 +300,7 @@ def run_trl(
             args=SFTConfig(max_length=LONGEST, **best, **plain_arguments(options, folder)),
             train_dataset=data,
             processing_class=tokenizer,
-            peft_config=lora_config(),
+            peft_config=lora_config(options),
             callbacks=[clock.callback()],
         )
         trainer.train()
@@ -284,17 +312,13 @@ def run_peftlab(
 ) -> list[float]:
     """The trainer of peftlab as a run has it, proof of training and all."""
     from peftlab.batches import Collator, EpochOrder
-    from peftlab.catalog import METHODS
     from peftlab.config import build_config
-    from peftlab.mapping import map_model
     from peftlab.step_engine import choose_engine
     from peftlab.trainer import LabTrainer
     from peftlab.training import TrainingParts, make_arguments
 
-    leaf = METHODS.load("lora")
-    settings = leaf.Settings(rank=RANK, alpha=ALPHA, targets="both", dropout=0.0)
-    attached = leaf.attach(model, map_model(model), settings, head="causal", seed=0)
-    steps = WARM_UP + options.steps
+    attached = attach(model, options)
+    steps = num_steps(options) * WORKS[options.work][0]
     config = build_config(
         {
             "training": {
@@ -309,7 +333,8 @@ def run_peftlab(
     print(engine.found, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         parts = TrainingParts(
-            attached, schedule, engine.objective, Collator(pad_id, "causal"), rows, rows[:1], isolation=engine.isolation
+            attached, schedule, engine.objective, Collator(pad_id, "causal"), rows, rows[:1], isolation=engine.isolation,
+            trunk_bytes=0 if name == "peftlab_uncached" else 4 * 10**9,
         )  # fmt: skip
         trainer = LabTrainer(parts, make_arguments(config, Path(folder), parts.schedule), [clock.callback()])
         order = trainer.order
@@ -318,6 +343,19 @@ def run_peftlab(
         trainer.args.save_strategy = trainer.args.eval_strategy = "no"
         trainer.train()
     return logged(trainer)
+
+
+def attach(model: Any, options: argparse.Namespace) -> Any:
+    """The adapter of the work, as peftlab attaches it."""
+    from peftlab.catalog import METHODS
+    from peftlab.mapping import map_model
+
+    leaf = METHODS.load("new_layer" if options.work == "new_layer" else "lora")
+    settings = leaf.Settings()
+    if options.work != "new_layer":
+        layers = None if options.work == "main" else (options.layers - 2, options.layers - 1)
+        settings = leaf.Settings(rank=RANK, alpha=ALPHA, targets="both", dropout=0.0, layers=layers)
+    return leaf.attach(model, map_model(model), settings, head="causal", seed=0)
 
 
 def machine_limit(options: argparse.Namespace) -> dict[str, float]:

@@ -52,6 +52,8 @@ class RowCount:
         tokens: Tokens in all kept rows.
         labelled_tokens: Tokens that carry a label.
         longest: Tokens of the longest kept row.
+        unwritable: Answers that the tokenizer cannot write: read back from their tokens they are others.
+        unwritable_example: One of these, with what is read back.
     """
 
     read: int = 0
@@ -61,6 +63,8 @@ class RowCount:
     tokens: int = 0
     labelled_tokens: int = 0
     longest: int = 0
+    unwritable: int = 0
+    unwritable_example: tuple[str, str] | None = None
 
 
 class RowBuilder:
@@ -84,12 +88,16 @@ class RowBuilder:
         self.tokenizer, self.prompt, self.head, self.max_length = tokenizer, prompt, head, max_length
         self.chat = ChatPrompts(tokenizer) if prompt == CHAT_PROMPT else None
 
-    def build(self, examples: Sequence[Example], *, limit: int | None = None) -> tuple[list[Row], RowCount]:
+    def build(
+        self, examples: Sequence[Example], *, limit: int | None = None, one_prompt: bool = False
+    ) -> tuple[list[Row], RowCount]:
         """Rows of a split, one for each reference.
 
         Args:
             examples: The split.
             limit: Stop after so many kept rows; None keeps all.
+            one_prompt: Whether a prompt is cut for the longest of its example's answers, so that all of them follow the
+                same one.
 
         Returns:
             The rows and what became of them.
@@ -103,20 +111,29 @@ class RowBuilder:
             if not answers:
                 count.read += 1
                 count.dropped["no answer"] += 1
+            room = self._room(example.source, answers) if one_prompt else None
             for number, answer in enumerate(answers):
                 if limit is not None and count.kept >= limit:
                     return rows, count
                 count.read += 1
-                row = self._row(f"{example.id}/{number}", example.source, answer, count)
+                row = self._row(f"{example.id}/{number}", example.source, answer, count, room)
                 if row is not None:
                     rows.append(row)
         return rows, count
 
-    def _row(self, row_id: str, source: str, answer: str | int, count: RowCount) -> Row | None:
+    def _room(self, source: str, answers: Sequence[str | int]) -> int | None:
+        """Tokens left for a prompt by the longest of its answers; None where answers take none."""
+        if self.head != "causal":
+            return None
+        lengths = [len(self._answer_after(source, answer)) for answer in answers if isinstance(answer, str)]
+        return self.max_length - max(lengths, default=0)
+
+    def _row(
+        self, row_id: str, source: str, answer: str | int, count: RowCount, room: int | None = None
+    ) -> Row | None:
         """One row, or None where it was dropped; counts it."""
         if isinstance(answer, int):
-            room = self.max_length
-            prompt, cut = self._fit(source, room)
+            prompt, cut = self._fit(source, self.max_length)
             labels, inputs = [answer], prompt
         elif self.head == "seq2seq":
             labels = self._answer_ids(answer, after="")
@@ -126,7 +143,7 @@ class RowBuilder:
             inputs, cut = self._fit(source, self.max_length)
         else:
             target = self._answer_after(source, answer)
-            prompt, cut = self._fit(source, self.max_length - len(target))
+            prompt, cut = self._fit(source, self.max_length - len(target) if room is None else room)
             inputs, labels = prompt + target, [IGNORED] * len(prompt) + target
         if not inputs or (self.head == "causal" and len(inputs) == len(labels) and not prompt and cut):
             count.dropped[f"prompt and answer do not fit {self.max_length} tokens"] += 1
@@ -134,12 +151,21 @@ class RowBuilder:
         if not any(label != IGNORED for label in labels):
             count.dropped["no labelled token"] += 1
             return None
+        if isinstance(answer, str):
+            self._count_unwritable(answer, [label for label in labels if label != IGNORED], count)
         count.kept += 1
         count.truncated += cut
         count.tokens += len(inputs) + (len(labels) if self.head == "seq2seq" else 0)
         count.labelled_tokens += sum(label != IGNORED for label in labels)
         count.longest = max(count.longest, len(inputs), len(labels))
         return Row(row_id, inputs, labels)
+
+    def _count_unwritable(self, answer: str, ids: list[int], count: RowCount) -> None:
+        """Count an answer that is another one once it is read from its tokens, as a model's answers are."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if answer.strip() not in text:
+            count.unwritable += 1
+            count.unwritable_example = count.unwritable_example or (answer.strip(), text.strip())
 
     def prompt_ids(self, source: str, *, room: int) -> list[int]:
         """The tokens of a prompt, as training sees them (law 5).

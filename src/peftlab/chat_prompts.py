@@ -9,6 +9,9 @@ from typing import Any
 from peftlab.errors import DataError
 
 Messages = list[dict[str, str]]
+_TRIAL = "Good."
+_THOUGHT = "</think>"  # some templates leave out what the assistant thought
+_TAKE = "give the tokenizer another template (tokenizer.chat_template, saved with the model):"
 
 
 class ChatPrompts:
@@ -28,7 +31,7 @@ class ChatPrompts:
                 " made for chat, set tokenizer.chat_template and save it with the model, or use the task 'jsonl' with"
                 " prompts and completions"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self._is_tried = tokenizer, False
 
     def fit(self, source: str, room: int) -> tuple[list[int], bool]:
         """Prompt tokens of a conversation in a room.
@@ -41,8 +44,16 @@ class ChatPrompts:
 
         Returns:
             The tokens, and whether something was left out; ([], True) where not even the template fits.
+
+        Raises:
+            DataError: The template does not tell the assistant's turn, or cannot be filled.
         """
         messages = read_messages(source)
+        if (
+            not self._is_tried
+        ):  # also where nothing is learnt: a model that is only asked must know whose turn it is
+            self._after_prompt(messages, _TRIAL)
+            self._is_tried = True
         ids = self._prompt_ids(messages)
         cut = False
         while len(ids) > room and (shorter := _without_oldest(messages)) is not None:
@@ -72,22 +83,43 @@ class ChatPrompts:
             mark for the end of a turn.
 
         Raises:
-            DataError: The template writes the conversation otherwise once it is answered.
+            DataError: The template writes the conversation otherwise once it is answered, does not tell the assistant's
+                turn, or cannot be filled.
         """
-        messages = read_messages(source)
-        answered = [*messages, {"role": "assistant", "content": answer}]
-        before = self._written(messages, open_turn=True)
-        text = self._written(answered, open_turn=False)
+        before, text = self._after_prompt(read_messages(source), answer)
         if not text.startswith(before):
             raise DataError(
                 "the tokenizer's chat template writes a conversation otherwise once it is answered, so an answer cannot be"
-                " told from its prompt; give the tokenizer a template whose prompt stays as it is"
+                f" told from its prompt; {_TAKE} one whose prompt stays as it is"
             )
         prompt, whole = self._tokens(before), self._tokens(text)
         if whole[: len(prompt)] != prompt:  # a token would reach over the prompt's end, where asking stops
             whole = prompt + self._tokens(text[len(before) :])
         ids, end = whole[len(prompt) :], self.tokenizer.eos_token_id
         return ids[: ids.index(end) + 1] if end in ids else [*ids, end]
+
+    def _after_prompt(self, messages: Messages, answer: str) -> tuple[str, str]:
+        """A conversation where the assistant is asked, and where it has answered, after a look at whose turn it is.
+
+        A template without an opening is one where the answer follows the question at once, as those of Llama 2 do.
+        """
+        before = self._written(messages, open_turn=True)
+        text = self._written([*messages, {"role": "assistant", "content": answer}], open_turn=False)
+        behind, said = text.removeprefix(before), answer.rpartition(_THOUGHT)[2].strip()
+        if said not in behind:
+            raise DataError(
+                "the tokenizer's chat template does not write what the assistant says, so nothing could be learnt;"
+                f" {_TAKE} one that writes every role"
+            )
+        is_opened = before != self._written(messages, open_turn=False)
+        if not is_opened and text.startswith(before) and not behind.lstrip().startswith(said):
+            opening = behind[: behind.index(said)]
+            raise DataError(
+                "the tokenizer's chat template does not open the assistant's turn when it is asked to"
+                f" (add_generation_prompt), but writes {opening!r} before an answer: the model would learn to write that;"
+                f" {_TAKE} one that has a generation prompt"
+            )
+        return before, text
 
     def _prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The conversation, and the opening of the assistant's turn."""
@@ -109,6 +141,10 @@ class ChatPrompts:
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(f"the tokenizer's chat template refuses the roles {roles}: {error}") from None
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise DataError(
+                f"the tokenizer's chat template cannot be filled ({type(error).__name__}: {error}); {_TAKE} a sound one"
+            ) from error
         return text
 
 

@@ -75,13 +75,14 @@ def compare_answers(
         batch_size: Rows computed together; each example has one for each answer.
 
     Returns:
-        For each example the probability of each answer among them, in 0-1; an example's sum to 1.
+        For each example the probability of each answer among them, in 0-1; an example's sum to 1. All of them follow one
+        prompt, cut for the longest where it would not fit.
 
     Raises:
         EvaluationError: A prompt and an answer do not fit the builder's length, or a logit is not finite.
     """
     asked = [Example(example.id, example.source, tuple(answers)) for example in examples]
-    rows, count = builder.build(asked)
+    rows, count = builder.build(asked, one_prompt=True)
     if len(rows) != len(examples) * len(answers):
         why = "; ".join(f"{reason}: {number}" for reason, number in count.dropped.items())
         raise EvaluationError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from peftlab.batches import Collator, EpochOrder, PackingCollator, Row
+from peftlab.family import FamilyMap
 from peftlab.isolation import Isolation
 from peftlab.method import Attachment
 from peftlab.schedule import Phase
@@ -79,26 +80,13 @@ class RowPasses:
         if not self._trunk_bytes:
             return {"trunk": "not kept: training.trunk_cache_gigabytes is 0"}
         family, model = self._attachment.family, self._attachment.model
-        cut, reason = find_cut(family, active)
-        if not cut:
+        cut, rows, reason = rows_to_keep(family, active, phase, order, train, others)
+        if reason:
             return {"trunk": f"not kept: {reason}"}
-        visits = [
-            train[i] for step in range(phase.start_step, phase.end_step) for i in order.rows_of_step(step)
-        ]
-        rows = {tuple(row.input_ids): row for row in [*visits, *others]}
-        spent, saved = (
-            canonical_tokens([len(row.input_ids) for row in rows.values()]),
-            sum(len(row.input_ids) for row in visits),
-        )
-        if spent > _WORTH * saved:
-            return {
-                "trunk": f"not kept: {len(rows):,} rows are seen {len(visits):,} times, too seldom to be worth it"
-            }
-        sample = [row.input_ids for row in list(rows.values())[:3]]
-        trial = try_cut(model, family, sample, cut, active, pad_id=self._padded.pad_id)
+        trial = try_cut(model, family, rows[:3], cut, active, pad_id=self._padded.pad_id)
         if trial.reason:
             return {"trunk": f"not kept: {trial.reason}"}
-        return self._open(trial, cut, [row.input_ids for row in rows.values()])
+        return self._open(trial, cut, rows)
 
     def _open(self, trial: CutTrial, cut: int, rows: list[list[int]]) -> dict[str, Any]:
         """Open the cache and fill it."""
@@ -127,3 +115,70 @@ class RowPasses:
         if self.trunk is not None:
             self.trunk.cache.close()
         self.trunk = None
+
+
+def rows_to_keep(
+    family: FamilyMap,
+    active: Sequence[str],
+    phase: Phase,
+    order: EpochOrder,
+    train: Sequence[Row],
+    others: Sequence[Row],
+) -> tuple[int, list[list[int]], str]:
+    """The rows whose hidden states are worth keeping in a phase, by what is known before a run.
+
+    Args:
+        family: The map of the model with its adapter.
+        active: Names of the tensors that train in the phase.
+        phase: The phase.
+        order: The order of rows.
+        train: The training rows.
+        others: The validation rows.
+
+    Returns:
+        How many blocks lie below all that trains; the tokens of each row, once; why none is kept, "" where they are.
+    """
+    cut, reason = find_cut(family, active)
+    if not cut:
+        return 0, [], reason
+    visits = [train[i] for step in range(phase.start_step, phase.end_step) for i in order.rows_of_step(step)]
+    rows = [list(ids) for ids in dict.fromkeys(tuple(row.input_ids) for row in [*visits, *others])]
+    spent = canonical_tokens([len(row) for row in rows])
+    if spent > _WORTH * sum(len(row.input_ids) for row in visits):
+        return cut, [], f"{len(rows):,} rows are seen {len(visits):,} times, too seldom to be worth it"
+    return cut, rows, ""
+
+
+def foretell_trunk(
+    family: FamilyMap,
+    active: Sequence[str],
+    phase: Phase,
+    order: EpochOrder,
+    rows: tuple[Sequence[Row], Sequence[Row]],
+    *,
+    bytes_per_token: int,
+    gigabytes: float,
+) -> list[str]:
+    """What keeping hidden states will take in a phase, said before a run.
+
+    Args:
+        family: The map of the model with its adapter.
+        active: Names of the tensors that train in the phase.
+        phase: The phase.
+        order: The order of rows.
+        rows: The training and the validation rows.
+        bytes_per_token: Of one hidden state.
+        gigabytes: Most that they may take.
+
+    Returns:
+        One sentence, or none where nothing is kept.
+    """
+    cut, kept, _ = rows_to_keep(family, active, phase, order, *rows) if gigabytes else (0, [], "")
+    if not kept:
+        return []
+    size = sum(len(row) for row in kept) * bytes_per_token / _GIGABYTE
+    if size > gigabytes:
+        told = f"would take {size:.3g} GB and are not kept (training.trunk_cache_gigabytes={gigabytes:g})"
+    else:
+        told = f"are kept on disk, {size:.3g} GB, unless dropout acts there"
+    return [f"phase '{phase.name}': the hidden states of {len(kept):,} rows below layer {cut} {told}"]

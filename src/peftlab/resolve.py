@@ -24,6 +24,7 @@ from peftlab.devices import choose_device, choose_dtype, num_processes
 from peftlab.errors import ConfigError, DataError, OutputError
 from peftlab.loading import ModelSource, find_model, meta_model, switch_checkpointing
 from peftlab.mapping import map_model
+from peftlab.passes import foretell_trunk
 from peftlab.phases import PhaseSwitch
 from peftlab.precision import settle_dtype
 from peftlab.schedule import Schedule
@@ -101,9 +102,11 @@ def resolve(config: RunConfig) -> Resolved:
         raise DataError(
             f"task '{config.task.name}' has no test examples to score; turn evaluation off (--no_eval)"
         )
+    scored = builder.build(test)[1] if config.evaluation.enabled else RowCount()
+    counts = {"train": train_count, "validation": validation_count, "test": scored}
     _check_positions(config, source, max(train_count.longest, validation_count.longest))
     schedule = config.make_schedule()
-    structure = _structure(config, source, schedule)
+    structure = _structure(config, source, schedule, (train, validation))
     _check_space(config.output.directory, structure["trainable"], config.training.keep_checkpoints)
     preflight = {
         "task": config.task.name,
@@ -127,7 +130,12 @@ def resolve(config: RunConfig) -> Resolved:
             "trainable": structure["trainable"],
             "trainable_tensors": structure["tensors"],
         },
-        "notes": [*splits.notes, *structure["notes"], *_note_intervals(config, schedule)],
+        "notes": [
+            *splits.notes,
+            *_note_unwritable(counts),
+            *structure["notes"],
+            *_note_intervals(config, schedule),
+        ],
     }
     return Resolved(config, task, splits, source, train, validation, test, schedule, preflight)
 
@@ -213,6 +221,21 @@ def _note_intervals(config: RunConfig, schedule: Schedule) -> list[str]:
     return notes
 
 
+def _note_unwritable(counts: Mapping[str, RowCount]) -> list[str]:
+    """Say which splits hold answers that the tokenizer cannot write, so that no model with it is ever right there."""
+    notes = []
+    for split, count in counts.items():
+        if count.unwritable_example is not None:
+            wanted, read = (
+                text if len(text) <= 60 else f"{text[:60]}..." for text in count.unwritable_example
+            )
+            notes.append(
+                f"{split}: {count.unwritable:,} of {count.kept:,} answers cannot be written with this model's tokenizer, such"
+                f" as {wanted!r}, which reads back as {read!r}: no answer of the model can equal them"
+            )
+    return notes
+
+
 def _load_task(name: str) -> ModuleType:
     """A task's module, after a look at what a task must have."""
     task = TASKS.load(name)
@@ -232,24 +255,33 @@ def _check_rows(counts: Mapping[str, RowCount]) -> None:
             )
 
 
-def _describe_steps(config: RunConfig, num_rows: int) -> dict[str, float]:
-    """Steps, epochs and rows of a step."""
+def _order(config: RunConfig, num_rows: int) -> EpochOrder:
+    """The order of a run's rows."""
     training = config.training
     rows_per_step = training.batch_size * training.accumulation_steps * num_processes()
-    order = EpochOrder(
+    return EpochOrder(
         num_rows, rows_per_step=rows_per_step, batch_size=training.batch_size, seed=training.seed
     )
+
+
+def _describe_steps(config: RunConfig, num_rows: int) -> dict[str, float]:
+    """Steps, epochs and rows of a step."""
+    order, steps = _order(config, num_rows), config.training.max_steps
     return {
-        "total": training.max_steps,
+        "total": steps,
         "per_epoch": order.steps_per_epoch,
-        "epochs": training.max_steps / order.steps_per_epoch,
-        "rows_per_step": rows_per_step,
+        "epochs": steps / order.steps_per_epoch,
+        "rows_per_step": order.rows_per_step,
     }
 
 
-def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> dict[str, Any]:
+def _structure(
+    config: RunConfig, source: ModelSource, schedule: Schedule, rows: tuple[Sequence[Row], Sequence[Row]]
+) -> dict[str, Any]:
     """Counts and phases, from the model on the meta device with the adapter attached."""
-    base = meta_model(source, dtype=choose_dtype(config.model.dtype, choose_device(config.model.device)))
+    dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
+    base = meta_model(source, dtype=dtype)
+    width = getattr(source.config.get_text_config(), "hidden_size", None) or 0
     if config.model.gradient_checkpointing:
         switch_checkpointing(base, True)
     total, kind = sum(p.numel() for p in base.parameters()), type(base).__name__
@@ -270,6 +302,15 @@ def _structure(config: RunConfig, source: ModelSource, schedule: Schedule) -> di
                 f"phase '{phase.name}' has {moving} steps of non-zero learning rate; to show that all its tensors train"
                 f" takes {needed}"
             )
+        notes += foretell_trunk(
+            attached.family,
+            list(active),
+            phase,
+            _order(config, len(rows[0])),
+            rows,
+            bytes_per_token=width * dtype.itemsize,
+            gigabytes=config.training.trunk_cache_gigabytes if num_processes() == 1 else 0,
+        )
         phases.append(
             {
                 "name": phase.name,

@@ -26,6 +26,9 @@ class StopTexts:
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], begins: int) -> None:
         self.tokenizer, self.stop, self.begins = tokenizer, tuple(stop), begins
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        self.special = [mark for mark in self.stop if any(token in mark for token in special)]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Say which rows have ended.
@@ -41,6 +44,13 @@ class StopTexts:
             input_ids[:, self.begins :], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         ended = [any(mark in text for mark in self.stop) for text in texts]
+        if (
+            self.special
+        ):  # what an answer's text leaves out; a decoder's own first token is none of its answer
+            rows = input_ids[:, max(1, self.begins) :]
+            written = self.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+            pairs = zip(ended, written, strict=True)
+            ended = [before or any(mark in text for mark in self.special) for before, text in pairs]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 

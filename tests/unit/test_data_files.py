@@ -38,7 +38,7 @@ def test_packed_rows_are_read_as_others_are(tmp_path: Path, name: str) -> None:
 def test_packed_rows_that_are_damaged(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl.gz", '{"a": 1}\n' * 100)
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(DataError, match="cannot be unpacked .*take the upstream file again"):
+    with pytest.raises(DataError, match=r"cannot be unpacked .*take the upstream file again"):
         list(read_json_lines(path))
     with pytest.raises(DataError, match=r"gone\.jsonl\.gz cannot be read \(No such file"):
         list(read_json_lines(tmp_path / "gone.jsonl.gz"))

