@@ -34,7 +34,9 @@ class ModelSettings(Settings):
     name: str = EMBEDDED_BASE
     """A local folder, a hub name, or `peftlab/tiny-base`, the embedded one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Type of the base's weights; auto is bfloat16 on a GPU that computes in it, else float32."""
+    """Type of the base's weights; auto is bfloat16 where the machine is fast at it and the method may, else float32."""
+    auto_dtype: Literal["float32", "bfloat16"] | None = None
+    """What auto stood for when the run was made; a run writes it, so that its file gives the same anywhere."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), cpu, cuda, mps."""
     revision: str | None = None
@@ -43,6 +45,11 @@ class ModelSettings(Settings):
     """Whether code that comes with a model may run (law 8: off unless asked)."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass to save memory."""
+
+    @property
+    def weights_dtype(self) -> str:
+        """The dtype's name, auto only where nobody has chosen yet."""
+        return self.auto_dtype or self.dtype if self.dtype == "auto" else self.dtype
 
 
 class TaskSettings(Settings):
@@ -308,7 +315,7 @@ class RunConfig(Settings):
 
     def fingerprint(self) -> str:
         """Eight hexadecimal digits of everything but where the output goes: equal configs, equal fingerprints."""
-        plain = self.model_dump(mode="json", exclude={"output"})
+        plain = self.model_dump(mode="json", exclude={"output": True, "model": {"auto_dtype"}})
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self) -> str:

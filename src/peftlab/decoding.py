@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from peftlab.catalog import METRICS
 from peftlab.errors import ConfigError
 from peftlab.settings import Settings
 
@@ -51,6 +52,8 @@ class DecodingSettings(Settings):
     """Longest answer in tokens; None is the task's own, or 96."""
     perplexity: bool = False
     """Whether the model's perplexity over the references' tokens is scored too; models that write have one."""
+    metrics: tuple[str, ...] = ()
+    """What the answers are scored by, the headline first; () is the task's own, or a classifier's accuracy."""
 
     @model_validator(mode="after")
     def _decoding_reads_it(self) -> DecodingSettings:
@@ -117,7 +120,10 @@ def check_asked(task: Any, head: str, decoding: DecodingSettings) -> None:
     Raises:
         ConfigError: Labels shall be compared where there are none or where the model is a classifier, or a classifier's
             perplexity is asked for.
+        UnknownNameError: There is no such metric.
     """
+    for name in decoding.metrics:
+        METRICS.check(name)
     if decoding.answers == "likelihood" and (head == "classification" or not hasattr(task, "LABELS")):
         why = (
             "it is a classifier, and its class logits are compared already"

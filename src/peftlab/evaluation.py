@@ -131,6 +131,7 @@ def score_saved(
         batch_size=batch_size or settings.batch_size,
         seed=seed,
         decoding=settings,
+        labels=opened.labels,
     )
     file = "predictions.after.jsonl"
     if output is not None:
@@ -139,8 +140,10 @@ def score_saved(
     evaluation = evaluator.run(opened.model, log=log, identity=found.identity())
     result = describe_result(opened.config, split, examples, evaluator.describe(evaluation, file))
     if output is not None:
-        evaluator.write_predictions(evaluation, output / file)
         write_json(output / scores_file(opened.config), result)
+        evaluator.write_predictions(
+            evaluation, output / file
+        )  # last, as it removes the answers kept on the way
     return Scored(result, evaluator.rows(evaluation.predictions, evaluation.probabilities))
 
 

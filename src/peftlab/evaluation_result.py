@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import EvaluationError, InputError
+from peftlab.errors import EvaluationError, InputError, OutputError
 from peftlab.files import write_json
 
 
@@ -45,7 +45,7 @@ class EvaluationResult:
         """The value of a metric, or "num_samples".
 
         Args:
-            name: A metric's name.
+            name: A metric's name; "accuracy" is also that of labels which a model writes.
 
         Returns:
             The value, in its unit.
@@ -55,6 +55,8 @@ class EvaluationResult:
         """
         if name == "num_samples":
             return self.num_samples
+        if name == "accuracy" and name not in self.metrics and "label_accuracy" in self.metrics:
+            name = "label_accuracy"  # S1's name, whatever way the model gives its label
         if name in self.not_computed:
             raise EvaluationError(f"{name} was not computed: {self.not_computed[name]}")
         if name not in self.metrics:
@@ -77,7 +79,12 @@ class EvaluationResult:
         Raises:
             OutputError: It cannot be written.
         """
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"the folder of {path} cannot be made: {error.strerror or error}; give another output_path"
+            ) from None
         return write_json(Path(path), self.to_dict())
 
     @classmethod
@@ -97,5 +104,5 @@ class EvaluationResult:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path} holds no evaluation result: {error}") from None

@@ -61,6 +61,7 @@ class Evaluator:
         batch_size: Most prompts decoded together.
         seed: Seeds the bootstrap, the examples shown, and draws that have no seed of their own.
         decoding: What is asked of the model, and how its answers are decoded.
+        labels: Class names of a label task, by which its answers are written to files.
 
     Attributes:
         not_computed: Metrics that this machine cannot compute, with the reason, after `score`.
@@ -82,6 +83,7 @@ class Evaluator:
         batch_size: int,
         seed: int,
         decoding: DecodingSettings = GREEDY,
+        labels: Sequence[str] = (),
     ) -> None:
         if not examples:
             raise DataError("there are no examples to evaluate on; choose another split, or check the data")
@@ -89,7 +91,7 @@ class Evaluator:
         self.decoding, self.not_computed = decoding, dict[str, str]()
         self.task, self.examples, self.tokenizer, self.head = task, list(examples), tokenizer, head
         self.max_length, self.max_new_tokens = max_length, max_new_tokens
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.labels = batch_size, seed, tuple(labels)
 
     def run(
         self,
@@ -117,8 +119,8 @@ class Evaluator:
             OutputError: The log cannot be written.
         """
         began = time.perf_counter()
-        predictions, probabilities = self._ask(model, progress, log, identity)
-        seconds = time.perf_counter() - began
+        predictions, probabilities, before = self._ask(model, progress, log, identity)
+        seconds = before + time.perf_counter() - began
         scores = self.score(predictions)
         if self.decoding.perplexity:
             scores["perplexity"] = self._perplexity(model)
@@ -136,7 +138,8 @@ class Evaluator:
         Raises:
             EvaluationError: A score cannot be computed.
         """
-        names = ("accuracy",) if self.head == "classification" else self.task.METRICS
+        usual = ("accuracy",) if self.head == "classification" else self.task.METRICS
+        names = self.decoding.metrics or usual
         scores, self.not_computed = {}, {}
         for name in names:
             try:
@@ -158,8 +161,8 @@ class Evaluator:
 
     def _ask(
         self, model: Any, progress: Callable[[int], None] | None, log: Path | None, identity: str
-    ) -> tuple[list[str], list[float] | None]:
-        """The model's answers, those of the log not asked again, and how sure it is of them where it chose."""
+    ) -> tuple[list[str], list[float] | None, float]:
+        """The model's answers, those of the log not asked again, how sure it is where it chose, and the log's seconds."""
         builder = self._builder(model)
         compared = self.decoding.answers == "likelihood"
         written = 0 if compared else self.max_new_tokens
@@ -169,7 +172,7 @@ class Evaluator:
         if self.head == "classification":
             pad_id = self.tokenizer.pad_token_id
             found = class_probabilities(model, prompts, pad_id=pad_id, batch_size=self.batch_size)
-            return [str(row.index(max(row))) for row in found], [max(row) for row in found]
+            return [str(row.index(max(row))) for row in found], [max(row) for row in found], 0.0
         ids = [example.id for example in self.examples]
         asked = [identity, self._decoding(), dict(zip(ids, prompts, strict=True))]
         with PredictionLog(log, asked) if log is not None else nullcontext() as kept:
@@ -194,7 +197,8 @@ class Evaluator:
                     self._compare(model, builder, examples, open_prompts, keep, progress)
                 else:
                     self._generate(model, [ids[i] for i in waiting], open_prompts, keep, progress)
-        return [answers[name] for name in ids], [sure[name] for name in ids] if compared else None
+        before = 0.0 if kept is None else kept.seconds
+        return [answers[name] for name in ids], [sure[name] for name in ids] if compared else None, before
 
     def _generate(
         self,
@@ -339,7 +343,8 @@ class Evaluator:
             probabilities: What the model gave them; None where that is not known.
 
         Returns:
-            For each example its id, source, prompt, prediction, references, and probability where there is one.
+            For each example its id, source, prompt, prediction, references, and probability where there is one; classes
+            by name.
         """
         sure = (
             [{}] * len(self.examples)
@@ -351,13 +356,18 @@ class Evaluator:
                 "id": example.id,
                 "source": example.source,
                 "prompt": render_prompt(self.task.PROMPT, example.source),
-                "prediction": prediction,
+                "prediction": self._named(prediction),
                 "references": list(example.references)
-                or ([str(example.label)] if example.label is not None else []),
+                or ([self._named(str(example.label))] if example.label is not None else []),
             }
             | probability
             for example, prediction, probability in zip(self.examples, predictions, sure, strict=True)
         ]
+
+    def _named(self, answer: str) -> str:
+        """A class by its name; any other answer as it is."""
+        names = {str(index): name for index, name in enumerate(self.labels)}
+        return names.get(answer, answer) if self.head == "classification" else answer
 
     def write_predictions(self, evaluation: Evaluation, path: Path) -> Path:
         """Write the answers beside what was asked, and remove the log of answers as they came.

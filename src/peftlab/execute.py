@@ -107,7 +107,7 @@ def execute(
     if config.training.auto_batch_size and resume is None:  # what is resumed goes on as it was split
         resolved = _split(resolved)
     first = process_rank() == 0
-    run = _open_folder(resolved.config, resume, name=config.run_name())
+    run = _open_folder(resolved.config, resume)
     try:
         _Execution(resolved, run, show if first else _silent).carry_out()
     except KeyboardInterrupt:
@@ -136,14 +136,14 @@ def _silent(_: str) -> None:
     """Shows nothing: what processes other than the first say."""
 
 
-def _open_folder(config: RunConfig, resume: Path | None, *, name: str) -> RunFolder:
-    """The run folder, made by the first process and told to the others; named after what was asked for."""
+def _open_folder(config: RunConfig, resume: Path | None) -> RunFolder:
+    """The run folder, made by the first process and told to the others."""
     path: list[str | None] = [None]
     if process_rank() == 0:
         run = (
             RunFolder(resume)
             if resume is not None
-            else RunFolder.create(config.output.directory, name)
+            else RunFolder.create(config.output.directory, config.run_name())
         )
         path = [str(run.path)]
     if num_processes() > 1:
@@ -275,6 +275,7 @@ class _Execution:
             batch_size=settings.batch_size,
             decoding=settings,
             seed=self.config.training.seed,
+            labels=self.resolved.splits.labels,
         )
         file = f"predictions.{when}.jsonl"
         log = self.run.path / f"{file}.partial"

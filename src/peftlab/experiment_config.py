@@ -35,9 +35,9 @@ NOT_TAKEN = {
     "data.task_type": "it follows from the task",
     "data.num_labels": "it follows from the task",
     "data.validation_split": "every task brings its own validation split",
-    "evaluation.temperature": "scores are decoded greedily, so that they can be repeated",
-    "evaluation.top_p": "scores are decoded greedily, so that they can be repeated",
-    "evaluation.do_sample": "scores are decoded greedily, so that they can be repeated",
+    "evaluation.temperature": "drawn answers are asked for with evaluation.decoding=sample of a run's own config",
+    "evaluation.top_p": "drawn answers are asked for with evaluation.decoding=sample of a run's own config",
+    "evaluation.do_sample": "drawn answers are asked for with evaluation.decoding=sample of a run's own config",
     "dynamic_lora.verbose": "phase changes are always logged",
 }
 """Fields of S1's stored configs that are refused, with the reason."""

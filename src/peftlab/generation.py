@@ -90,10 +90,7 @@ def generate(
             texts = _answer_batch(model, tokenizer, rows, head, config, processors, decoding.stop)
         except torch.OutOfMemoryError:
             texts = None  # the batch is halved below, outside of the exception that holds its tensors
-        except (
-            ValueError,
-            NotImplementedError,
-        ) as error:  # what transformers raises where a model lacks a way to decode
+        except ValueError as error:  # what transformers raises where a model lacks a way to decode
             raise EvaluationError(
                 f"{type(model).__name__} cannot be decoded so ({decoding.decoding}): {error}; try another"
                 " evaluation.decoding"
@@ -157,7 +154,7 @@ def _try_together(
             if _are_close(model, alone, beside):
                 return True, True
         return _are_close(model, alone, _first_logits(model, tokenizer, [short, other], head)), False
-    except (torch.OutOfMemoryError, ValueError, NotImplementedError):
+    except (torch.OutOfMemoryError, ValueError):
         return True, padded  # told where the prompts are answered
 
 

@@ -152,7 +152,7 @@ def load_model(source: ModelSource, settings: ModelSettings, *, seed: int = 42) 
             source.config,
             settings,
             source.location,
-            dtype=choose_dtype(settings.dtype, device),
+            dtype=choose_dtype(settings.weights_dtype, device),
             ignore_mismatched_sizes=new_head,  # a head for other classes is made anew
         )
     if missing and not new_head:  # a classification head is new and is trained

@@ -152,6 +152,12 @@ def _values(
             )
         return {}, None
     folder = Path(reference).expanduser()
+    if (
+        folder.name == "final_model"
+        and (folder / MANIFEST).is_file()
+        and (folder.parent / RunFolder.CONFIG).is_file()
+    ):
+        return read_yaml(folder.parent / RunFolder.CONFIG), folder  # the run beside it knows its data
     if (folder / MANIFEST).is_file() and not (folder / RunFolder.CONFIG).is_file():
         manifest = read_manifest(folder)
         return {

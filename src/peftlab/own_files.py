@@ -11,6 +11,9 @@ name, which is then split. Rows have one of three shapes, told by the columns of
 
 Other columns are passed over and named in the notes. Classes are sorted by name, numbers as numbers; white space around a
 name does not count, its case does. A setting that has no effect on these files is an error.
+
+For a model that writes on, a space stands between a prompt and its completion, always: "2+2=" and "4" are learnt, and
+scored, as "2+2= 4"; a prompt that ends in a space of its own has two.
 """
 
 from __future__ import annotations

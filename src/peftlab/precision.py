@@ -45,13 +45,16 @@ def settle_dtype(config: RunConfig, model_config: Any) -> tuple[RunConfig, Dtype
         ConfigError: The device is not there.
     """
     device = choose_device(config.model.device)
-    choice = explain_dtype(config.model.dtype, device)
+    choice = explain_dtype(config.model.weights_dtype, device)
     if config.model.dtype != "auto":
         return config, choice
+    if config.model.auto_dtype is not None:
+        return config, DtypeChoice(choice.dtype, "what auto stood for when the run was made")
     if device.type == "cpu":
         choice = _choose_on_cpu(config, model_config)
-    name: Any = str(choice.dtype).removeprefix("torch.")
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": name})}), choice
+    name = str(choice.dtype).removeprefix("torch.")
+    model = config.model.model_copy(update={"auto_dtype": name})
+    return config.model_copy(update={"model": model}), choice
 
 
 def _choose_on_cpu(config: RunConfig, model_config: Any) -> DtypeChoice:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from peftlab.errors import DataError, OutputError
+from peftlab.files import write_text
 from peftlab.task import Example
 
 
@@ -26,6 +28,7 @@ class PredictionLog:
     Attributes:
         found: Answers that an earlier, killed evaluation left, by example.
         probabilities: What the model gave them, for those where it chose among labels.
+        seconds: Time that they took.
 
     Raises:
         OutputError: The file cannot be read or written.
@@ -37,6 +40,7 @@ class PredictionLog:
         self.found: dict[str, str] = {}
         self.probabilities: dict[str, float] = {}
         self._stream: IO[str] | None = None
+        self.seconds = self._began = 0.0
 
     def __enter__(self) -> PredictionLog:
         """Read what is there and open the file for more."""
@@ -44,11 +48,14 @@ class PredictionLog:
             lines = self._whole_lines()
             if not lines or lines[0] != {"asked": self.key}:
                 lines = [{"asked": self.key}]
-            self.found = {line["id"]: line["prediction"] for line in lines[1:]}
+            self.found = {line["id"]: line["prediction"] for line in lines if "id" in line}
+            self.seconds = max((float(line["seconds"]) for line in lines if "seconds" in line), default=0.0)
             sure = [line for line in lines[1:] if "probability" in line]
             self.probabilities = {line["id"]: line["probability"] for line in sure}
-            self._stream = self.path.open("w", encoding="utf-8", newline="\n")
-            self._write(lines)
+            # whole beside its place first: a kill here leaves the old file
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+            self._stream = self.path.open("a", encoding="utf-8", newline="\n")
+            self._began = time.perf_counter()
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
         return self
@@ -72,7 +79,8 @@ class PredictionLog:
         """
         try:
             sure = {name: {"probability": p} for name, p in (probabilities or {}).items()}
-            self._write([{"id": n, "prediction": text} | sure.get(n, {}) for n, text in answers.items()])
+            rows = [{"id": n, "prediction": text} | sure.get(n, {}) for n, text in answers.items()]
+            self._write([*rows, {"seconds": self.seconds + time.perf_counter() - self._began}])
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
 
@@ -107,7 +115,7 @@ def _parse(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    known = ({"asked"}, {"id", "prediction"}, {"id", "prediction", "probability"})
+    known = ({"asked"}, {"seconds"}, {"id", "prediction"}, {"id", "prediction", "probability"})
     return line if isinstance(line, dict) and line.keys() in known else None
 
 

@@ -96,14 +96,15 @@ def resolve(config: RunConfig) -> Resolved:
     validation, validation_count = builder.build(
         choose(splits.validation, len(splits.validation), seed=seed), limit=limit
     )
-    _check_rows({"train": train_count, "validation": validation_count})
+    counts = {"train": train_count, "validation": validation_count}
+    _check_rows(counts)
     test = choose(splits.test, config.evaluation.num_samples, seed=seed)
     if config.evaluation.enabled and not test:
         raise DataError(
             f"task '{config.task.name}' has no test examples to score; turn evaluation off (--no_eval)"
         )
-    scored = builder.build(test)[1] if config.evaluation.enabled else RowCount()
-    counts = {"train": train_count, "validation": validation_count, "test": scored}
+    if config.evaluation.enabled:
+        counts["test"] = builder.build(test)[1]
     _check_positions(config, source, max(train_count.longest, validation_count.longest))
     schedule = config.make_schedule()
     structure = _structure(config, source, schedule, (train, validation))
@@ -111,7 +112,7 @@ def resolve(config: RunConfig) -> Resolved:
     preflight = {
         "task": config.task.name,
         "model": {"name": source.name, "class": structure["class"], "head": source.head},
-        "dtype": {"name": config.model.dtype, "reason": dtype.reason},
+        "dtype": {"name": config.model.weights_dtype, "reason": dtype.reason},
         "adapters": structure["adapters"],
         "rows": {
             "train": _describe(train_count),
@@ -130,12 +131,7 @@ def resolve(config: RunConfig) -> Resolved:
             "trainable": structure["trainable"],
             "trainable_tensors": structure["tensors"],
         },
-        "notes": [
-            *splits.notes,
-            *_note_unwritable(counts),
-            *structure["notes"],
-            *_note_intervals(config, schedule),
-        ],
+        "notes": [*splits.notes, *_lost(counts), *structure["notes"], *_note_intervals(config, schedule)],
     }
     return Resolved(config, task, splits, source, train, validation, test, schedule, preflight)
 
@@ -221,7 +217,7 @@ def _note_intervals(config: RunConfig, schedule: Schedule) -> list[str]:
     return notes
 
 
-def _note_unwritable(counts: Mapping[str, RowCount]) -> list[str]:
+def _lost(counts: Mapping[str, RowCount]) -> list[str]:
     """Say which splits hold answers that the tokenizer cannot write, so that no model with it is ever right there."""
     notes = []
     for split, count in counts.items():
@@ -230,8 +226,8 @@ def _note_unwritable(counts: Mapping[str, RowCount]) -> list[str]:
                 text if len(text) <= 60 else f"{text[:60]}..." for text in count.unwritable_example
             )
             notes.append(
-                f"{split}: {count.unwritable:,} of {count.kept:,} answers cannot be written with this model's tokenizer, such"
-                f" as {wanted!r}, which reads back as {read!r}: no answer of the model can equal them"
+                f"{split}: {count.unwritable:,} of {count.kept:,} answers cannot be written with this model's tokenizer,"
+                f" such as {wanted!r}, which reads back as {read!r}: no answer of the model can equal them"
             )
     return notes
 
@@ -279,7 +275,7 @@ def _structure(
     config: RunConfig, source: ModelSource, schedule: Schedule, rows: tuple[Sequence[Row], Sequence[Row]]
 ) -> dict[str, Any]:
     """Counts and phases, from the model on the meta device with the adapter attached."""
-    dtype = choose_dtype(config.model.dtype, choose_device(config.model.device))
+    dtype = choose_dtype(config.model.weights_dtype, choose_device(config.model.device))
     base = meta_model(source, dtype=dtype)
     width = getattr(source.config.get_text_config(), "hidden_size", None) or 0
     if config.model.gradient_checkpointing:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.catalog import TASKS
+from peftlab.decoding import DecodingSettings
 from peftlab.evaluation import (
     Evaluator,
     Scored,
@@ -106,9 +107,8 @@ def score_file(
     examples = choose_examples(splits, split, limit, config.training.seed)
     answers = read_predictions(predictions, examples)
     labels_only = bool(splits.labels) and not any(example.references for example in examples)
-    if labels_only:  # a label may be written by name
-        numbers = {name: str(index) for index, name in enumerate(splits.labels)}
-        answers = [numbers.get(answer.strip(), answer.strip()) for answer in answers]
+    if labels_only:
+        answers = [_class_index(answer.strip(), splits.labels) for answer in answers]
     evaluator = Evaluator(
         module,
         examples,
@@ -118,6 +118,8 @@ def score_file(
         max_new_tokens=1,
         batch_size=1,
         seed=config.training.seed,
+        labels=splits.labels,
+        decoding=DecodingSettings(metrics=config.evaluation.metrics),
     )
     half = evaluator.describe_scores(
         evaluator.score(answers), decoding={"kind": "given"}, predictions=str(predictions), seconds=0.0
@@ -127,3 +129,10 @@ def score_file(
         make_folder(output)
         write_json(output / scores_file(config), result)
     return Scored(result, evaluator.rows(answers))
+
+
+def _class_index(answer: str, labels: Sequence[str]) -> str:
+    """The index of the class that an answer names; its number names it too, but where names are numbers themselves."""
+    if answer in labels:
+        return str(labels.index(answer))
+    return f"no class: {answer}" if all(name.isdecimal() for name in labels) else answer

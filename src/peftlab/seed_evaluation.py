@@ -9,13 +9,14 @@ Data sets are read from their own files: `data_dir` names the folder. A finished
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import ConfigError, InputError
+from peftlab.errors import ConfigError, InputError, did_you_mean
 from peftlab.evaluation import Evaluator
 from peftlab.evaluation_result import EvaluationResult
 from peftlab.experiment_config import DatasetType, member
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 NUM_SAMPLES, NUM_SAMPLES_MULTI_NLI, BATCH_SIZE = 100, 1000, 8
+_OWN = ("device", "torch_dtype", "directory")
 
 
 class ModelEvaluator:
@@ -84,7 +86,7 @@ class ModelEvaluator:
         Args:
             dataset: The data set.
             num_samples: How many examples, a seeded choice; None or 0 takes all.
-            batch_size: Most prompts decoded together.
+            batch_size: Most prompts decoded together; 1 or more.
             data_dir: The folder with the data set's own files; None is a finished run's own.
             split: train, validation or test.
             by_likelihood: Whether a model that writes answers with the label that it finds the most likely; for data
@@ -110,6 +112,9 @@ class ModelEvaluator:
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         changes |= {"decoding": "sample"} if do_sample else {}
         changes |= {"answers": "likelihood"} if by_likelihood else {}
+        _check_number("num_samples", num_samples or 0, 0)
+        _check_number("batch_size", batch_size, 1)
+        _check_number("seed", seed, 0)
         name = member(DatasetType, dataset, "dataset").value
         opened = self._open(name, data_dir, changes)
         if split not in ("train", "validation", "test"):
@@ -126,6 +131,7 @@ class ModelEvaluator:
             batch_size=batch_size,
             seed=seed,
             decoding=settings,
+            labels=opened.labels,
         )
         evaluation = evaluator.run(opened.model)
         told = evaluator.describe(evaluation, "")
@@ -233,6 +239,9 @@ def evaluate_wikisql(
 ) -> EvaluationResult:
     """Score a model on WikiSQL's test questions.
 
+    S1's "exact_match" ignored case; here it does not, as the texts of conditions keep theirs. "logical_form" compares
+    queries by their parts, whatever their case.
+
     Args:
         model_path: As for `evaluate_e2e`; so are the others.
         base_model_id: The base.
@@ -283,6 +292,12 @@ def evaluate_multi_nli(
     )
 
 
+def _check_number(name: str, value: object, least: int) -> None:
+    """Refuse what is no whole number, or too small a one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number of {least} or more, got {value!r}")
+
+
 def _evaluate(
     dataset: DatasetType,
     model_path: str | Path | None,
@@ -293,7 +308,13 @@ def _evaluate(
     options: Mapping[str, Any],
 ) -> EvaluationResult:
     """One evaluation from start to file."""
-    own = {key: options[key] for key in ("device", "torch_dtype", "directory") if key in options}
+    known = [*_OWN, *list(inspect.signature(ModelEvaluator.evaluate).parameters)[4:]]
+    for key in options:
+        if key not in known:
+            raise ConfigError(
+                f"unknown option '{key}'{did_you_mean(key, known)}; there is: {', '.join(known)}"
+            )
+    own = {key: options[key] for key in _OWN if key in options}
     rest = {key: value for key, value in options.items() if key not in own}
     evaluator = ModelEvaluator(model_path, base_model_id, **own)
     result = evaluator.evaluate(dataset, num_samples, batch_size, **rest)

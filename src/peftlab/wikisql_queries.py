@@ -231,7 +231,7 @@ def _read(text: str, columns: Sequence[str] | None) -> Query | Unparsable:
     begins = [word for word in words if word[0] == "select"]
     if not begins:
         return Unparsable("it holds no SELECT")
-    while len(begins) > 1 and _is_prose(text, words, begins[0], begins[1]):
+    while len(begins) > 1 and _is_prose(text, words, begins[0][2], begins[1][1]):
         begins = begins[1:]
     start = begins[0][2]
     ends = [at for word, at, _ in words if word == ";" and at > start]
@@ -259,15 +259,9 @@ def _read(text: str, columns: Sequence[str] | None) -> Query | Unparsable:
     return _numbered({"sel": selected[1], "agg": selected[0], "conds": conditions}, columns)
 
 
-def _is_prose(
-    text: str,
-    words: Sequence[tuple[str, int, int]],
-    first: tuple[str, int, int],
-    second: tuple[str, int, int],
-) -> bool:
-    """Whether the first of two SELECTs begins no query, as in "To select the player: SELECT ..."."""
-    between = text[first[2] : second[1]]
-    return "(" not in between and not any(w == "from" and first[2] <= at < second[1] for w, at, _ in words)
+def _is_prose(text: str, words: Sequence[tuple[str, int, int]], start: int, stop: int) -> bool:
+    """Whether no query stands between two SELECTs, as in "To select the player: SELECT ..."."""
+    return "(" not in text[start:stop] and not any(w == "from" and start <= at < stop for w, at, _ in words)
 
 
 def _words(text: str) -> list[tuple[str, int, int]] | Unparsable:

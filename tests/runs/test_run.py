@@ -142,7 +142,7 @@ def test_the_written_config_repeats_the_run(finished: RunFolder) -> None:
 def test_plan_says_what_the_run_does(finished: RunFolder) -> None:
     planned = plan(build_config(read_yaml(finished.path / "config.yaml")))
     assert planned.pop("memory")["prediction"], "a plan says what memory it needs too; a run finds out"
-    assert "asked for" in planned.pop("dtype")["reason"], "a run writes out what it chose"
+    assert "when the run was made" in planned.pop("dtype")["reason"], "a run writes out what it chose"
     assert planned == {name: value for name, value in finished.preflight.items() if name != "dtype"}
 
 

@@ -83,7 +83,7 @@ def test_a_killed_evaluation_goes_on(folder: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         score(folder, output=tmp_path / "again", batch_size=2)
     partial = tmp_path / "again" / "predictions.after.jsonl.partial"
-    assert len(partial.read_text().splitlines()) == 1 + 4
+    assert len([line for line in partial.read_text().splitlines() if '"id"' in line]) == 4
     with partial.open("a") as stream:
         stream.write('{"id": "torn')  # the kill fell into a line
     asked[:] = [0, 0, 0]

@@ -263,12 +263,45 @@ def test_templates_that_cannot_be_used() -> None:
     plain = tiny_models.tokenizer(byte_level=True)
     with pytest.raises(DataError, match="the tokenizer has no chat template"):
         RowBuilder(plain, prompt=CHAT_PROMPT, head="causal", max_length=40)
-    plain.chat_template = "{{ messages | length }}{% if add_generation_prompt %}a{% endif %}"
+    asked = "{% if add_generation_prompt %}a{% else %}{{ messages[-1].content }}{% endif %}"
+    plain.chat_template = "{{ messages | length }}" + asked
     with pytest.raises(DataError, match="writes a conversation otherwise once it is answered"):
         RowBuilder(plain, prompt=CHAT_PROMPT, head="causal", max_length=40).chat.answer_ids("x", "y")
-    plain.chat_template = "{{ raise_exception('no system') }}"
-    with pytest.raises(DataError, match="refuses the roles user: no system"):
-        RowBuilder(plain, prompt=CHAT_PROMPT, head="causal", max_length=40).prompt_ids("x", room=9)
+    turns = "{% for m in messages %}MORE{{ m.content }}{% endfor %}"
+    for template, said in (
+        ("{{ raise_exception('no system') }}", "refuses the roles user: no system"),
+        (
+            turns.replace("MORE", "{{ m.role }}: "),
+            "does not open the assistant's turn .* but writes 'assistant: '",
+        ),
+        ("{{ messages[0].content }}", "does not write what the assistant says"),
+        ("{{ messages + 1 }}", r"cannot be filled \(TypeError: "),
+    ):
+        plain.chat_template = template
+        builder = RowBuilder(plain, prompt=CHAT_PROMPT, head="causal", max_length=40)
+        with pytest.raises(DataError, match=said):
+            builder.prompt_ids("x", room=9)
+        with pytest.raises(DataError, match=said):
+            builder.build([Example("a", "x", ("y",))])
+
+
+def test_templates_that_are_used() -> None:
+    """An answer that follows at once needs no opening; what a template leaves out or adds of thoughts is its own."""
+    opened = "{% if add_generation_prompt %}<bot>{% endif %}"
+    for template, learnt in (
+        ("{% for m in messages %}{{ m.content }}|{% endfor %}", "y|"),
+        (
+            "{% for m in messages %}{% if m.role != 'user' %}<bot><t></t>{% endif %}{{ m.content }}{% endfor %}"
+            + opened,
+            "<t></t>y",
+        ),
+    ):
+        tokenizer = tiny_models.tokenizer(byte_level=True)
+        tokenizer.chat_template = template
+        rows, _ = RowBuilder(tokenizer, prompt=CHAT_PROMPT, head="causal", max_length=80).build(
+            [Example("a", "x", ("y",))]
+        )
+        assert tokenizer.decode([i for i in rows[0].labels if i != IGNORED][:-1]) == learnt
 
 
 @pytest.mark.parametrize(

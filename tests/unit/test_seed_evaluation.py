@@ -242,7 +242,7 @@ def test_an_encoder_is_scored_by_its_class(folder: Path) -> None:
         torch_dtype="float64",
     )
     assert set(result.metrics) == {"accuracy"}
-    assert {row["references"][0] for row in result.predictions} <= {"0", "1", "2"}
+    assert {row["references"][0] for row in result.predictions} <= {"entailment", "neutral", "contradiction"}
 
 
 def test_drawing_is_seeded_and_greedy_is_the_default(folder: Path) -> None:

@@ -95,7 +95,10 @@ def write_wikisql(folder: Path, count: int) -> None:
 
 def write_multi_nli(folder: Path, count: int) -> None:
     row = '{{"gold_label":"neutral","sentence1":"{0}","sentence2":"{1}"}}'
-    for stem, number in (("multinli_1.0_train", count), ("multinli_1.0_dev_matched", multi_nli.NUM_ROWS["multinli_1.0_dev_matched"])):
+    for stem, number in (
+        ("multinli_1.0_train", count),
+        ("multinli_1.0_dev_matched", multi_nli.NUM_ROWS["multinli_1.0_dev_matched"]),
+    ):
         lines = [row.format(f"{stem} {n // 1000}", n) for n in range(number)]
         write_lines(folder / f"{stem}.jsonl", lines)
 

@@ -187,7 +187,7 @@ def _changes(assignments: list[str], *, decoded: bool) -> dict[str, dict[str, An
                 problems.append(
                     f"--set {section}.{key}: not for evaluate; see --num_samples and --batch_size"
                 )
-            elif section == "evaluation" and not decoded:
+            elif section == "evaluation" and not decoded and key != "metrics":
                 problems.append(f"--set {section}.{key} has no effect on a file of outputs; leave it out")
     if problems:
         raise ConfigError("\n".join(problems))

@@ -101,7 +101,7 @@ class Subject:
             spot_check(base, map_model(base))
             return attach_saved(base, self.bundle).model, []
         device = choose_device(self.settings.device)
-        dtype = choose_dtype(self.settings.dtype, device)
+        dtype = choose_dtype(self.settings.weights_dtype, device)
         model, missing = read_weights(
             model_class(self.config), self.config, self.settings, self.location, dtype=dtype
         )

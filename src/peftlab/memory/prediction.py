@@ -132,11 +132,11 @@ def planned_device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
     name = config.model.device
     if name.startswith("cuda") and not torch.cuda.is_available():
         absent = DTYPES.get(
-            config.model.dtype, torch.bfloat16
+            config.model.weights_dtype, torch.bfloat16
         )  # what auto means on every such device since 2020
         return torch.device("cuda"), absent
     device = choose_device(name)
-    return device, choose_dtype(config.model.dtype, device)
+    return device, choose_dtype(config.model.weights_dtype, device)
 
 
 def find_structure(config: RunConfig) -> ModelSource:

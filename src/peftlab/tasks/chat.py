@@ -10,7 +10,9 @@ A line of the .jsonl files is one conversation:
 
 Each answer of the assistant is one row: the conversation before it is the prompt, and the answer alone carries labels. So
 every answer of the assistant is learnt, and scored, exactly as it is asked for. Conversations that begin alike, up to the
-assistant's first answer, stay in one split. `peftlab.own_files` says which files there may be.
+assistant's first answer, stay in one split. The system's message counts there, as it often holds what the question is
+about: so the same question under another system's message may stand in another split. `peftlab.own_files` says which
+files there may be.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ Licence: MultiNLI mostly OANC's, parts CC BY 3.0 and CC BY-SA 3.0; ChaosNLI's la
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,6 +74,7 @@ _EXPECTED = (
 
 Keyed = list[tuple[str, Example]]
 """Examples with their premises."""
+_FACTS = (("labels", json.dumps(LABELS)),)  # also those that a small sample lacks
 
 
 def load(data_dir: Path | None, *, seed: int) -> Splits:
@@ -206,7 +208,7 @@ def _read(split: str, files: list[Path], published: int | None = None) -> tuple[
             known = labels.setdefault(source, set())
             num_duplicates += label in known
             known.add(label)
-            example = Example(f"{split}-{len(keyed)}", source, (LABELS[label],), label=label)
+            example = Example(f"{split}-{len(keyed)}", source, (LABELS[label],), label=label, facts=_FACTS)
             keyed.append((pair.premise, example))
     if not keyed:
         raise DataError(f"{files[0]}: no row with a gold label in it; take the upstream file")

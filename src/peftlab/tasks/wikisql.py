@@ -205,7 +205,7 @@ def _read(
                 id=f"{split}-{index}",
                 source=source,
                 references=tuple(dict.fromkeys(queries)),
-                facts=_facts(table, tables, database) if database.is_file() else (),
+                facts=_facts(table, tables, database),
             ),
         )
         for index, ((table, source), queries) in enumerate(grouped.items())
@@ -233,9 +233,10 @@ def _row(record: Record, tables: Tables | None) -> tuple[str, str, str]:
 
 
 def _facts(table: str, tables: Tables | None, database: Path) -> tuple[tuple[str, str], ...]:
-    """What executing a query takes."""
+    """What reading a query takes and, where there is a database, executing it."""
     columns = tables[table] if tables else numbered_columns(MOST_COLUMNS)
-    return (("database", str(database)), ("table", table), ("columns", json.dumps(columns)))
+    read = (("columns", json.dumps(columns)),)
+    return (("database", str(database)), ("table", table), *read) if database.is_file() else read
 
 
 def _numbers(query: Query) -> tuple[str, ...]:
