@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -105,7 +106,11 @@ def in_own_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
         and key in ("work", "layers", "hidden", "batch_size", "steps", "data_dir", "tokenizer")
     ]
     done = subprocess.run(
-        [python, __file__, f"--contender={name}", *same], capture_output=True, text=True, check=False
+        [python, __file__, f"--contender={name}", *same],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},  # peftlab for another python too
     )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")

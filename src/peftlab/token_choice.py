@@ -139,6 +139,14 @@ class FiniteLogits:
             )
         return scores
 
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows alone.
+
+        Args:
+            rows: Their places in the batch so far.
+        """
+        self.ids = [self.ids[row] for row in rows]
+
 
 class KeyedDraw:
     """Draws one token for each row from a stream of its own, so that a draw depends on no other row and on no batch.
@@ -172,3 +180,11 @@ class KeyedDraw:
         wanted = torch.tensor(uniform, dtype=torch.float64, device=scores.device)[:, None] * heights[:, -1:]
         drawn = torch.searchsorted(heights, wanted, right=True)
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows alone.
+
+        Args:
+            rows: Their places in the batch so far.
+        """
+        self.ids = [self.ids[row] for row in rows]

@@ -36,7 +36,8 @@ def test_answers_that_cannot_be_written_are_counted() -> None:
 def test_the_preflight_says_which_split_holds_them(tmp_path: Path) -> None:
     """The pre-flight of a model whose vocabulary lacks what the answers need, and of one that has bytes."""
     folder = whole_runs.save_byte_model(tmp_path / "model")
-    values = whole_runs.make_values(tmp_path, task={"name": "embedded"})
+    whole_runs.write_e2e(tmp_path / "data")
+    values = whole_runs.make_values(tmp_path, task={"name": "e2e_nlg", "data_dir": str(tmp_path / "data")})
     values["model"]["name"] = str(folder)
     assert not [n for n in resolve(build_config(values)).preflight["notes"] if "cannot be written" in n]
     tiny_models.tokenizer().save_pretrained(folder)

@@ -16,7 +16,7 @@ from torch import nn
 
 from peftlab.attaching.attachment import TASK_TYPES, beside
 from peftlab.attaching.lora_attachment import LoraAttachment
-from peftlab.errors import MethodError
+from peftlab.errors import MethodError, TargetError
 from peftlab.family import FamilyMap
 from peftlab.joint.layers import Room, part_layers, share_layers
 from peftlab.method import Head
@@ -39,6 +39,24 @@ class AdapterOfRun:
 
     settings: Settings
     seed: int
+
+
+class LoraOfRun(LoraAttachment):
+    """LoRA whose layers may have the adapters of other runs too."""
+
+    def _check_targets(self) -> None:
+        """Compare where peft put this run's adapter with what was selected.
+
+        Raises:
+            TargetError: They differ.
+        """
+        modules = self.model.base_model.model.named_modules()
+        adapted = {path for path, module in modules if self.name in getattr(module, "lora_A", ())}
+        wanted = {site.path for site in self.selection.adapted}
+        if adapted != wanted:
+            raise TargetError(
+                f"peft adapted {sorted(adapted - wanted)} beside the targets and left out {sorted(wanted - adapted)}"
+            )
 
 
 class JoinedAdapters:
@@ -66,7 +84,7 @@ class JoinedAdapters:
         self, model: nn.Module, family: FamilyMap, adapters: Mapping[str, AdapterOfRun], *, head: Head
     ) -> None:
         _check(model, family, adapters, head=head)
-        self.attachments: dict[str, LoraAttachment] = {}
+        self.attachments: dict[str, LoraOfRun] = {}
         self.head, self.room = head, Room()
         try:
             for name, adapter in adapters.items():
@@ -78,7 +96,7 @@ class JoinedAdapters:
                 next(iter(self.attachments.values())).remove()
             raise
 
-    def _attach(self, model: nn.Module, family: FamilyMap, name: str, adapter: AdapterOfRun) -> LoraAttachment:
+    def _attach(self, model: nn.Module, family: FamilyMap, name: str, adapter: AdapterOfRun) -> LoraOfRun:
         """Put one run's adapter beside those that are there.
 
         Raises:
@@ -86,7 +104,7 @@ class JoinedAdapters:
         """
         live = next(iter(self.attachments.values())).model if self.attachments else None
         with beside(live):
-            made = LoraAttachment(
+            made = LoraOfRun(
                 model, replace(family, scope=name), adapter.settings, head=self.head, seed=adapter.seed
             )
         made.config.task_type = TASK_TYPES[self.head]  # as a run alone is saved

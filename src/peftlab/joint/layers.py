@@ -166,6 +166,7 @@ def _shared_layer(kind: Any) -> type[nn.Module]:
             if view is None:
                 done.append(answer)
                 continue
+            vars(view)["training"] = self.training  # DoRA asks
             vars(view.base_layer)["answer"] = answer
             drawing = room.draws is not None and _draws(view, name)
             with room.draws.of(name) if drawing else nullcontext():
