@@ -1,15 +1,15 @@
 """Decoding of decoder-only models token by token, rows that have ended leaving the batch.
 
-`generate` of transformers carries a row on until the longest answer of its batch has ended, and copies all keys and values
-at every token. Here what has ended is taken out, keys and values are written into room kept for them, and an opening that all
-prompts share is computed once. It is used where a trial beside `generate` shows the same logits (`generation`), and stands on
-the public cache of transformers.
+`generate` of transformers carries a row on until the longest answer of its batch has ended, and copies all keys and
+values at every token. Here what has ended is taken out, keys and values are written into room kept for them, and an opening
+that all prompts share is computed once. It is used where a trial beside `generate` shows the same logits (`generation`), and
+stands on the public cache of transformers.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,15 +23,18 @@ FEWEST_SHARED = 8
 FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model raises that cannot be called as it is here."""
 _SPARE = 32
+_PASSING = 24
 _LEAVE_TOGETHER = 8
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer, with room for the next tokens: nothing is copied but what is new."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__()
         self._rooms: dict[str, torch.Tensor] = {}
+        self.keys: Any
+        self.values: Any
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -64,7 +67,7 @@ class RoomyLayer(DynamicLayer):
         return room[..., :total, :]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Opening:
     """What all prompts begin with, computed once.
 
@@ -117,7 +120,11 @@ def shared_opening(model: Any, prompts: Sequence[list[int]]) -> Opening:
         Its keys and values; `NO_OPENING` where fewer than `FEWEST_SHARED` tokens are shared, or where layers see a window
         alone, which pads behind the opening would shift.
     """
-    shared = min(len(os.path.commonprefix(list(prompts))), min(len(row) for row in prompts) - 1)
+    first, last = min(prompts), max(prompts)  # in the order of words, so what these two share all share
+    common = sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    )
+    shared = min(common, min(len(row) for row in prompts) - 1)
     cache = _new_cache(_inner(model))
     if shared < FEWEST_SHARED or any(type(layer) is not RoomyLayer for layer in cache.layers):
         return NO_OPENING
@@ -192,6 +199,57 @@ def decode(
     return answers
 
 
+def first_logits(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, opening: Opening = NO_OPENING
+) -> torch.Tensor:
+    """The logits of the first row's first two tokens; the other rows leave after their first.
+
+    Args:
+        model: A model in evaluation mode.
+        ids: As for `decode`.
+        mask: As for `decode`.
+        opening: What all prompts begin with.
+
+    Returns:
+        Shape (2 * vocab,), in float32.
+    """
+    seen: list[torch.Tensor] = []
+
+    def look(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits[0])
+        return logits
+
+    def others(rows: torch.Tensor, _: Any) -> torch.Tensor:
+        return torch.arange(len(rows), device=rows.device) > 0
+
+    decode(
+        model, ids, mask, max_new_tokens=2, end_id=None, pad_id=0, processors=[look], ended=others, opening=opening
+    )  # fmt: skip
+    return torch.cat(seen)
+
+
+def bytes_per_token(model: Any) -> int:
+    """What one token takes while a batch is read: its keys and values, and a layer's passing tensors.
+
+    Args:
+        model: A model that `why_not` has nothing against.
+
+    Returns:
+        Bytes, measured on one token; the logits too where a model computes them for every token.
+    """
+    inner = _inner(model)
+    cache, device = _new_cache(inner), next(model.parameters()).device
+    with torch.inference_mode():
+        ids = torch.ones(1, 1, dtype=torch.long, device=device)
+        logits = _forward(model, ids, torch.ones_like(ids), cache)
+    held = [
+        t[..., :1, :] for layer in cache.layers if layer.is_initialized for t in (layer.keys, layer.values)
+    ]
+    passing = _PASSING * getattr(inner.config.get_text_config(), "hidden_size", 0) * held[0].element_size()
+    keeps_all = "logits_to_keep" not in inspect.signature(inner.forward).parameters
+    return int(sum(t.numel() * t.element_size() for t in held) + passing + keeps_all * logits.numel() * 4)
+
+
 def _keep_rows(cache: DynamicCache, processors: Sequence[Any], left: torch.Tensor) -> None:
     """Take rows out of a cache and of what draws their tokens."""
     for layer in cache.layers:
@@ -213,7 +271,7 @@ def _forward(model: Any, new: torch.Tensor, mask: torch.Tensor, cache: DynamicCa
 
 
 def _new_cache(inner: Any) -> DynamicCache:
-    """transformers' cache for a model, with room in the layers that keep everything."""
+    """The cache of transformers for a model, with room in the layers that keep everything."""
     cache = DynamicCache(config=inner.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     if not cache.layers:

@@ -92,6 +92,7 @@ class Evaluator:
         self.task, self.examples, self.tokenizer, self.head = task, list(examples), tokenizer, head
         self.max_length, self.max_new_tokens = max_length, max_new_tokens
         self.batch_size, self.seed, self.labels = batch_size, seed, tuple(labels)
+        self._by_generate: dict[str, str] = {}
 
     def run(
         self,
@@ -221,6 +222,7 @@ class Evaluator:
             ids=ids,
             progress=progress,
             keep=keep,
+            tell=lambda why: self._by_generate.update(by_generate=why),
         )
 
     def _compare(
@@ -298,7 +300,7 @@ class Evaluator:
         return self.describe_scores(
             evaluation.scores,
             probabilities=evaluation.probabilities,
-            decoding=told | written,
+            decoding=told | written | self._by_generate,
             predictions=predictions_file,
             seconds=evaluation.seconds,
         )

@@ -4,31 +4,40 @@ Decoder-only models are padded on the left, so that every prompt ends where gene
 training saw (law 5). Prompts of similar length are decoded together; the answers come back in the order of the prompts.
 Some models answer otherwise where there are pads, or beside another prompt (RWKV, XLNet). This is tried before: where a
 padded prompt is not answered as it is alone, only prompts of one length are decoded together, or each by itself.
+
+Greedy answers and draws of decoder-only models are made by `decode_loop`, where a trial shows that it gives the logits of
+`generate` of transformers; by the latter everywhere else.
 """
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftlab import decode_loop
+from peftlab.answer_batches import are_close, batches, make_room, tokens_that_fit
 from peftlab.batches import RowBuilder
 from peftlab.decoding import DecodingSettings
 from peftlab.errors import EvaluationError
 from peftlab.method import Head
-from peftlab.token_choice import FiniteLogits, StopTexts, make_draws, until_stop
+from peftlab.token_choice import FiniteLogits, StopTexts, make_draws, only_config, until_stop
+from peftlab.token_choice import decoding_config as decoding_config
 
 if TYPE_CHECKING:
     from peftlab.store import Opened
 
 GREEDY = DecodingSettings()
 """The decoding where none is asked for."""
+BATCH_SIZE = 32
+"""Prompts decoded together by `generate` of transformers where nobody says how many."""
+MOST_ROWS = 128
+"""Prompts decoded together where nobody says how many: from here on a processor gains little, and what a killed evaluation
+has to do again grows."""
 _TRIAL_PADS = 32
 
 
@@ -39,12 +48,13 @@ def generate(
     *,
     head: Head,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None,
     decoding: DecodingSettings = GREEDY,
     seed: int = 0,
     ids: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
     keep: Callable[[Mapping[int, str]], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Answers, greedy where nothing else is asked for.
 
@@ -56,12 +66,13 @@ def generate(
         prompts: Token rows from `RowBuilder.prompt_ids`.
         head: "causal" or "seq2seq".
         max_new_tokens: Longest answer in tokens.
-        batch_size: Most prompts decoded together.
+        batch_size: Most prompts decoded together; as many as are fast and fit the memory where None.
         decoding: How; its own `max_new_tokens` is not looked at.
         seed: The run's seed, for draws whose settings name none.
         ids: What the draws of each prompt are keyed by; the prompts' numbers where None.
         progress: Told how many answers have been added.
         keep: Told the answers of each batch, by number of the prompt, as soon as they are there.
+        tell: Told why `decode_loop` is not used, where it might have been.
 
     Returns:
         The answers, stripped, without special tokens.
@@ -77,17 +88,23 @@ def generate(
     was_training = model.training
     model.eval()
     padded = head == "seq2seq" or not _has_virtual_tokens(model)
-    if batch_size > 1 and len(prompts) > 1:
+    loop, most_tokens = None, None
+    if batch_size != 1 and len(prompts) > 1:
         alike, padded = _try_together(model, tokenizer, prompts, head, padded=padded)
         batch_size = batch_size if alike else 1
-    waiting = deque(_batches(prompts, batch_size, padded=padded))
+        if alike and head == "causal" and decoding.decoding != "beam":
+            loop = _try_loop(model, tokenizer, prompts, tell, padded=padded)
+            most_tokens = None if loop is None else tokens_that_fit(model)
+    room = 0 if most_tokens is None else max_new_tokens
+    batch_size = batch_size or (BATCH_SIZE if loop is None else MOST_ROWS)
+    waiting = deque(batches(prompts, batch_size, padded=padded, room=room, most_tokens=most_tokens))
     while waiting:
         chosen = waiting.popleft()
         rows = [prompts[i] for i in chosen]
         asked = [names[i] for i in chosen]
         processors = [FiniteLogits(asked, config.eos_token_id), *make_draws(decoding, asked, root)]
         try:
-            texts = _answer_batch(model, tokenizer, rows, head, config, processors, decoding.stop)
+            texts = _answer_batch(model, tokenizer, rows, head, config, processors, decoding.stop, loop)
         except torch.OutOfMemoryError:
             texts = None  # the batch is halved below, outside of the exception that holds its tensors
         except ValueError as error:  # what transformers raises where a model lacks a way to decode
@@ -96,7 +113,7 @@ def generate(
                 " evaluation.decoding"
             ) from error
         if texts is None:
-            _make_room(model, rows)
+            make_room(model, rows)
             half = len(chosen) // 2
             waiting.extendleft([chosen[half:], chosen[:half]])
             continue
@@ -119,12 +136,15 @@ def _answer_batch(
     config: Any,
     processors: list[Any],
     stop: Sequence[str],
+    loop: decode_loop.Opening | None = None,
 ) -> list[str]:
-    """The answers of one batch, decoded together."""
+    """The answers of one batch, decoded together: by `decode_loop` where `loop` says what its prompts begin with."""
     device = next(model.parameters()).device
+    if loop is not None:
+        return _answer_in_loop(model, tokenizer, rows, config, processors, stop, loop)
     ids, mask = _pad(rows, tokenizer.pad_token_id, left=head == "causal")
     begins = ids.shape[1] if head == "causal" else 0
-    with torch.inference_mode(), warnings.catch_warnings(), _only(config, model) as config:
+    with torch.inference_mode(), warnings.catch_warnings(), only_config(config, model) as config:
         # rows behind virtual tokens have no pads, so that positions are those in order, as peft then counts them
         warnings.filterwarnings("ignore", message="Position ids are not supported")
         output = model.generate(
@@ -141,6 +161,71 @@ def _answer_batch(
     return texts
 
 
+def _answer_in_loop(
+    model: Any,
+    tokenizer: Any,
+    rows: list[list[int]],
+    config: Any,
+    processors: list[Any],
+    stop: Sequence[str],
+    opening: decode_loop.Opening,
+) -> list[str]:
+    """The answers of one batch, rows leaving it as they end."""
+    device = next(model.parameters()).device
+    ids, mask = _pad([row[opening.num_tokens :] for row in rows], tokenizer.pad_token_id, left=True)
+    made = decode_loop.decode(
+        model,
+        ids.to(device),
+        mask.to(device),
+        max_new_tokens=config.max_new_tokens,
+        end_id=config.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+        processors=processors,
+        ended=StopTexts(tokenizer, stop, ids.shape[1]) if stop else None,
+        opening=opening,
+    )
+    texts: list[str] = tokenizer.batch_decode(
+        made, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return texts
+
+
+def _try_loop(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    tell: Callable[[str], None] | None,
+    *,
+    padded: bool,
+) -> decode_loop.Opening | None:
+    """What the prompts begin with, for `decode_loop`; None, and told why, where it does not give the logits of `generate`.
+
+    The shortest prompt is answered beside another, which leaves after its first token.
+    """
+    why = "virtual tokens stand in front" if _has_virtual_tokens(model) else decode_loop.why_not(model)
+    short, longest = min(prompts, key=len), max(prompts, key=len)
+    rows = [short, longest[: len(short) + (_TRIAL_PADS if padded else 0)]]
+    device, pad_id = next(model.parameters()).device, tokenizer.pad_token_id
+    openings: dict[decode_loop.Opening, None] = {}
+    try:
+        if why is None:
+            openings = dict.fromkeys([decode_loop.shared_opening(model, prompts), decode_loop.NO_OPENING])
+            expected = _first_logits(model, tokenizer, [short], "causal")
+        for opening in openings:
+            ids, mask = _pad([row[opening.num_tokens :] for row in rows], pad_id, left=True)
+            found = decode_loop.first_logits(model, ids.to(device), mask.to(device), opening)
+            if are_close(model, expected, found):
+                return opening
+            why = f"{type(model).__name__} gives other logits than by generate"
+    except torch.OutOfMemoryError:
+        why = "the trial did not fit the memory"
+    except decode_loop.FAILURES as error:
+        why = f"{type(model).__name__} could not be tried: {error}"
+    if tell is not None and why is not None:
+        tell(why)
+    return None
+
+
 def _try_together(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], head: Head, *, padded: bool
 ) -> tuple[bool, bool]:
@@ -151,9 +236,9 @@ def _try_together(
         alone = _first_logits(model, tokenizer, [short], head)
         if padded and len(short) < len(longest):
             beside = _first_logits(model, tokenizer, [short, longest[: len(short) + _TRIAL_PADS]], head)
-            if _are_close(model, alone, beside):
+            if are_close(model, alone, beside):
                 return True, True
-        return _are_close(model, alone, _first_logits(model, tokenizer, [short, other], head)), False
+        return are_close(model, alone, _first_logits(model, tokenizer, [short, other], head)), False
     except (torch.OutOfMemoryError, ValueError):
         return True, padded  # told where the prompts are answered
 
@@ -164,7 +249,7 @@ def _first_logits(model: Any, tokenizer: Any, rows: list[list[int]], head: Head)
     ids, mask = _pad(rows, tokenizer.pad_token_id, left=head == "causal")
     config = decoding_config(tokenizer, 2)
     config.output_logits, config.return_dict_in_generate, config.eos_token_id = True, True, None
-    with torch.inference_mode(), warnings.catch_warnings(), _only(config, model) as config:
+    with torch.inference_mode(), warnings.catch_warnings(), only_config(config, model) as config:
         warnings.filterwarnings("ignore", message="Position ids are not supported")
         output = model.generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
@@ -172,96 +257,9 @@ def _first_logits(model: Any, tokenizer: Any, rows: list[list[int]], head: Head)
     return torch.cat([step[0] for step in output.logits])
 
 
-def _are_close(model: Any, alone: torch.Tensor, beside: torch.Tensor) -> bool:
-    """Whether logits agree up to the root of what the model's numbers are rounded to, of their range."""
-    known = alone.isfinite()
-    if not bool(known.any()):
-        return True  # told where the prompts are answered
-    kinds = {alone.dtype, torch.float32, *(p.dtype for p in model.parameters() if p.is_floating_point())}
-    allowed = max(torch.finfo(kind).eps for kind in kinds) ** 0.5
-    alone, difference = alone[known], (alone[known] - beside[known]).abs().max()
-    return bool((known == beside.isfinite()).all()) and bool(
-        difference <= allowed * (alone.max() - alone.min())
-    )
-
-
-def _make_room(model: Any, rows: list[list[int]]) -> None:
-    """Give a GPU's cached memory back before a smaller batch is tried; refuse where there is none."""
-    if len(rows) == 1:
-        raise EvaluationError(
-            f"one prompt of {len(rows[0])} tokens does not fit the memory of {next(model.parameters()).device};"
-            " set a smaller task.max_length or evaluation.max_new_tokens, or use another device"
-        )
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _batches(prompts: Sequence[list[int]], batch_size: int, *, padded: bool) -> Iterator[list[int]]:
-    """Numbers of prompts decoded together, shortest first; only of one length where none may be padded."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    alike = [order] if padded else [list(g) for _, g in itertools.groupby(order, lambda i: len(prompts[i]))]
-    for group in alike:
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
-
-
 def _has_virtual_tokens(model: Any) -> bool:
     """Whether peft puts virtual tokens in front: pads between them and the text would shift the text's positions."""
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
-
-
-def decoding_config(tokenizer: Any, max_new_tokens: int, decoding: DecodingSettings = GREEDY) -> Any:
-    """The decoding that was asked for, whatever the model's own generation config says.
-
-    Draws are made by a logits processor of their own (`token_choice.KeyedDraw`), so for transformers sampling is greedy too.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        max_new_tokens: Longest answer in tokens.
-        decoding: How.
-
-    Returns:
-        transformers' `GenerationConfig`.
-    """
-    from transformers import GenerationConfig
-
-    told = decoding.describe(seed=0)
-    beams = {"length_penalty": told["length_penalty"]} if decoding.decoding == "beam" else {}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=told.get("num_beams", 1),
-        use_cache=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        **beams,
-    )
-
-
-@contextmanager
-def _only(config: Any, model: Any) -> Iterator[Any]:
-    """A decoding config that the model's own cannot fill up, as `generate` would do where a setting is not given.
-
-    What the model's own says about structure, the token a decoder starts with, is taken over.
-
-    Args:
-        config: How to decode; completed.
-        model: A generating model, bare or wrapped by peft.
-
-    Yields:
-        The config; the model's own is put back afterwards.
-    """
-    own = {m: vars(m)["generation_config"] for m in model.modules() if "generation_config" in vars(m)}
-    starts = [getattr(c, "decoder_start_token_id", None) for c in own.values()]
-    config.decoder_start_token_id = next((start for start in starts if start is not None), None)
-    try:
-        for module in own:
-            module.generation_config = config
-        yield config
-    finally:
-        for module, kept in own.items():
-            module.generation_config = kept
 
 
 def classify(model: Any, prompts: Sequence[list[int]], *, pad_id: int, batch_size: int) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -188,3 +189,57 @@ class KeyedDraw:
             rows: Their places in the batch so far.
         """
         self.ids = [self.ids[row] for row in rows]
+
+
+def decoding_config(tokenizer: Any, max_new_tokens: int, decoding: DecodingSettings | None = None) -> Any:
+    """The decoding that was asked for, whatever the model's own generation config says.
+
+    Draws are made by a logits processor of their own (`KeyedDraw`), so for transformers sampling is greedy too.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        max_new_tokens: Longest answer in tokens.
+        decoding: How; greedy where None.
+
+    Returns:
+        transformers' `GenerationConfig`.
+    """
+    from transformers import GenerationConfig
+
+    told = (decoding or DecodingSettings()).describe(seed=0)
+    beams = {"length_penalty": told["length_penalty"]} if told["kind"] == "beam" else {}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=told.get("num_beams", 1),
+        use_cache=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        **beams,
+    )
+
+
+@contextmanager
+def only_config(config: Any, model: Any) -> Iterator[Any]:
+    """A decoding config that the model's own cannot fill up, as `generate` would do where a setting is not given.
+
+    What the model's own says about structure, the token a decoder starts with, is taken over.
+
+    Args:
+        config: How to decode; completed.
+        model: A generating model, bare or wrapped by peft.
+
+    Yields:
+        The config; the model's own is put back afterwards.
+    """
+    own = {m: vars(m)["generation_config"] for m in model.modules() if "generation_config" in vars(m)}
+    starts = [getattr(c, "decoder_start_token_id", None) for c in own.values()]
+    config.decoder_start_token_id = next((start for start in starts if start is not None), None)
+    try:
+        for module in own:
+            module.generation_config = config
+        yield config
+    finally:
+        for module, kept in own.items():
+            module.generation_config = kept

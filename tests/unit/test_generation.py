@@ -5,7 +5,8 @@ import torch
 import transformers
 
 import tiny_models
-from peftlab import generation
+from peftlab import decode_loop, generation
+from peftlab.answer_batches import batches
 from peftlab.batches import RowBuilder
 from peftlab.decoding import DecodingSettings
 from peftlab.errors import DataError, EvaluationError
@@ -227,3 +228,51 @@ def test_classes_do_not_depend_on_the_batch():
         expected = [str(int(model(input_ids=torch.tensor([p])).logits.argmax())) for p in PROMPTS]
     assert made == expected
     assert len(set(made)) > 1
+
+
+OPENING = [1, 5, 9, 20, 33, 12, 40, 8, 30, 21]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("opening", [[], OPENING])
+def test_the_loop_is_used_and_gives_the_tokens_of_generate(name, opening, monkeypatch):
+    """Rows leave as they end, and a shared opening is computed once."""
+    model, prompts, sizes, shared = model_of(name), [opening + row for row in PROMPTS], [], []
+    whole, share = decode_loop._forward, decode_loop.shared_opening
+    monkeypatch.setattr(generation, "_try_loop", lambda *_, **__: None)
+    expected = answers(model, prompts)
+    monkeypatch.undo()
+
+    def watched(model, new, mask, cache):
+        sizes.append(len(new))
+        return whole(model, new, mask, cache)
+
+    monkeypatch.setattr(decode_loop, "_forward", watched)
+    monkeypatch.setattr(decode_loop, "shared_opening", lambda *a: shared.append(share(*a)) or shared[-1])
+    told = []
+    made = generate(
+        model, TOKENIZER, prompts, head="causal", max_new_tokens=12, batch_size=None, tell=told.append,
+        decoding=DecodingSettings(stop=("e",)),
+    )  # fmt: skip
+    assert not told
+    assert shared[0].num_tokens == (0 if not opening else len(OPENING) + 1)
+    assert len(set(sizes)) > 2, "rows have left"
+    assert made == [text.split("e")[0].strip() for text in expected]
+
+
+def test_a_loop_that_differs_is_not_used(monkeypatch):
+    model, told = model_of("llama"), []
+    expected = answers(model)
+    whole = decode_loop._forward
+    monkeypatch.setattr(decode_loop, "_forward", lambda *a: -whole(*a))
+    made = generate(
+        model, TOKENIZER, PROMPTS, head="causal", max_new_tokens=12, batch_size=5, tell=told.append
+    )
+    assert made == expected
+    assert told == ["LlamaForCausalLM gives other logits than by generate"]
+
+
+def test_batches_keep_to_a_budget_of_tokens():
+    rows = [[1] * length for length in (4, 2, 9, 3, 6)]
+    assert list(batches(rows, 9, padded=True, room=1, most_tokens=10)) == [[1, 3], [0], [4], [2]]
+    assert list(batches(rows, 2, padded=True)) == [[1, 3], [0, 4], [2]]

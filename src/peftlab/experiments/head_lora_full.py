@@ -24,7 +24,7 @@ from peftlab.catalog import METRICS
 from peftlab.config import RunConfig, build_config
 from peftlab.errors import DataError, ModelError
 from peftlab.files import write_json, write_text
-from peftlab.nli_rows import SUFFIXES, Pair, divide_pairs, read_pairs, write_pairs
+from peftlab.nli_rows import LABELS, SUFFIXES, Pair, divide_pairs, read_pairs, write_pairs
 from peftlab.run_series import carry_out_run, choose_lowest, edge_note, rate_rows, render_markdown
 from peftlab.seeded_scores import MOST_SEEDS, SeededDifference, SeededScore, compare_all, gather
 from peftlab.settings import Settings as _Settings
@@ -180,9 +180,8 @@ def _prepare(settings: Settings, directory: Path) -> list[str]:
     pairs, told = _once([pair for file in files for pair in read_pairs(file)], "rows")
     parts = divide_pairs(pairs, **_SHARES, seed=_DATA_SEED)
     _place(directory / "rows" / "test", parts)
-    told.append(
-        _count("rows", parts) + f", from {', '.join(file.name for file in files)}; no premise in two parts"
-    )
+    counts = ", ".join(f"{len(pairs):,} {part}" for part, pairs in parts.items())
+    told.append(f"rows: {counts}, from {', '.join(file.name for file in files)}; no premise in two parts")
     told.append(f"commonest class of train: accuracy {_commonest(parts):.3f} on test")
     if settings.contested:
         known = {pair.premise_key for pair in pairs}
@@ -223,11 +222,6 @@ def _place(folder: Path, parts: Mapping[str, Sequence[Pair]]) -> None:
                 f"{path} holds other rows than these files give: the runs there were trained on other data; name"
                 " another folder with --set runs=DIR, or none"
             )
-
-
-def _count(what: str, parts: Mapping[str, Sequence[Pair]]) -> str:
-    """How many pairs there are in each part."""
-    return f"{what}: " + ", ".join(f"{len(pairs):,} {part}" for part, pairs in parts.items())
 
 
 def _commonest(parts: Mapping[str, Sequence[Pair]]) -> float:
@@ -296,10 +290,13 @@ def _answers(directory: Path, run: str, part: str, rows: Path) -> tuple[list[str
         evaluate_saved(str(directory / run), data_dir=rows, num_samples="all", output=folder)
     text = (folder / "predictions.after.jsonl").read_text(encoding="utf-8")
     answers = [json.loads(line) for line in text.splitlines()]
+    places = {name: str(place) for place, name in enumerate(LABELS)}  # files have names, metrics take numbers
+    given = [places.get(answer["references"][0], answer["references"][0]) for answer in answers]
     examples = [
-        Example(answer["id"], answer["source"], label=int(answer["references"][0])) for answer in answers
+        Example(answer["id"], answer["source"], label=int(label))
+        for answer, label in zip(answers, given, strict=True)
     ]
-    return [answer["prediction"] for answer in answers], examples
+    return [places.get(answer["prediction"], answer["prediction"]) for answer in answers], examples
 
 
 # -- tables -------------------------------------------------------------------------------------------------------

@@ -6,12 +6,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from peftlab.attaching.attachment import TASK_TYPES, beside
@@ -66,7 +65,7 @@ class JoinedAdapters:
         model: The base.
         family: Its map.
         adapters: The run's name to what its adapter is made of: a letter, then letters, digits, _ and -.
-        head: What the model ends in; each run of a classification model has a new head of its own.
+        head: What the model ends in; "causal" or "seq2seq".
 
     Attributes:
         attachments: The run's name to its adapter; satisfies `method.Attachment`.
@@ -166,9 +165,7 @@ class JoinedAdapters:
         return base
 
 
-def _check(
-    model: nn.Module, family: FamilyMap, adapters: Mapping[str, AdapterOfRun], *, head: Head
-) -> None:
+def _check(model: nn.Module, family: FamilyMap, adapters: Mapping[str, AdapterOfRun], *, head: Head) -> None:
     """Refuse what cannot be had beside other runs.
 
     Raises:
@@ -176,6 +173,11 @@ def _check(
     """
     if not adapters:
         raise MethodError("no runs were given")
+    if head == "classification":
+        raise MethodError(
+            "runs of a classification model cannot share the base: each trains a new head whole, and peft 0.21 lets one copy of"
+            " it be active at a time; train them one by one"
+        )
     for name in adapters:
         taken = {part for path, _ in model.named_modules() for part in path.split(".")}
         if not _NAME.fullmatch(name) or name in _RESERVED or name in taken:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from peftlab.errors import MethodError
@@ -79,21 +78,16 @@ def share_layers(model: nn.Module, names: Sequence[str], room: Room) -> dict[str
     """
     found: dict[str, nn.ModuleList] = {name: nn.ModuleList() for name in names}
     for path, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            views: dict[str, nn.Module] = {n: c for n, c in module.modules_to_save.items() if n in found}
-            kind = _shared_copies
-        elif isinstance(module, LoraLayer):
-            own = [name for name in names if name in module.lora_A]
-            if not own or not hasattr(module.get_base_layer(), "weight"):
-                raise MethodError(f"{type(module).__name__} of peft ({path}) cannot be shared by several runs")
-            views = {name: _view(module, name) for name in own}
-            kind = _shared_layer
-            for name, view in views.items():
-                found[name].append(view)
-        else:
+        if not isinstance(module, LoraLayer):
             continue
+        own = [name for name in names if name in module.lora_A]
+        if not own or not hasattr(module.get_base_layer(), "weight"):
+            raise MethodError(f"{type(module).__name__} of peft ({path}) cannot be shared by several runs")
+        views = {name: _view(module, name) for name in own}
+        for name, view in views.items():
+            found[name].append(view)
         vars(module)[_ROOM], vars(module)[_VIEWS] = room, views
-        module.__class__ = kind(type(module))
+        module.__class__ = _shared_layer(type(module))
     return found
 
 
@@ -128,7 +122,7 @@ class _Answer(nn.Module):
 
 
 def _view(layer: Any, name: str) -> nn.Module:
-    """peft's layer with one of its adapters, which shares all tensors with it."""
+    """Peft's layer with one of its adapters, which shares all tensors with it."""
     kind: Any = type(layer)
     view: nn.Module = kind.__new__(kind)
     vars(view).update(vars(layer))
@@ -172,24 +166,5 @@ def _shared_layer(kind: Any) -> type[nn.Module]:
             with room.draws.of(name) if drawing else nullcontext():
                 done.append(kind.forward(view, inputs, *args, **kwargs))
         return shares.merge(done, result)
-
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, _KIND: kind})
-
-
-@cache
-def _shared_copies(kind: Any) -> type[nn.Module]:
-    """A subclass of peft's wrapper of modules trained whole: each run's rows go through the run's copy."""
-
-    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        room, views = vars(self)[_ROOM], vars(self)[_VIEWS]
-        shares = room.shares
-        if shares is None or self.disable_adapters:
-            whole: torch.Tensor = kind.forward(self, x, *args, **kwargs)
-            return whole
-        done = []
-        for name, inputs in zip(shares.names, shares.split(x), strict=True):
-            with room.draws.of(name) if room.draws is not None else nullcontext():
-                done.append(views[name](inputs, *args, **kwargs))
-        return shares.merge(done, x)
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, _KIND: kind})

@@ -13,7 +13,7 @@ from peftlab.method import Head
 from peftlab.objective import CrossEntropy, LabelledLoss, labelled_loss
 
 
-def joint_loss(model: nn.Module, head: Head) -> LabelledLosses | ClassLosses:
+def joint_loss(model: nn.Module, head: Head) -> LabelledLosses:
     """The loss of each run in a joint batch.
 
     Args:
@@ -26,37 +26,10 @@ def joint_loss(model: nn.Module, head: Head) -> LabelledLosses | ClassLosses:
     Raises:
         ModelError: The model does not tell what the loss is computed from.
     """
-    if head == "classification":
-        return ClassLosses()
     found = labelled_loss(model, head=head)
     if isinstance(found, str):
         raise ModelError(f"these runs cannot share a pass: {found}")
     return LabelledLosses(head, found.output, decoder_inputs=found.decoder_inputs)
-
-
-class ClassLosses:
-    """Cross entropy of the classes of each run's rows."""
-
-    def totals(self, model: nn.Module, batch: Batch, shares: Shares) -> list[torch.Tensor]:
-        """The sum of each run's loss terms.
-
-        Args:
-            model: The model.
-            batch: A joint batch.
-            shares: Which part of it is whose.
-
-        Returns:
-            One scalar for each run, with its graph, in float32 or wider.
-
-        Raises:
-            ModelError: The logits are not one row for each row of the batch.
-        """
-        logits, labels = model(**without_labels(batch)).logits, batch["labels"]
-        if logits.dim() != 2 or len(logits) != len(labels):
-            raise ModelError(f"the head gave logits of shape {tuple(logits.shape)} for {len(labels)} rows")
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        pieces = zip(wide.split(shares.rows), labels.split(shares.rows), strict=True)
-        return [F.cross_entropy(piece, wanted, reduction="sum") for piece, wanted in pieces]
 
 
 class LabelledLosses(LabelledLoss):

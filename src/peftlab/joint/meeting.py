@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftlab.isolation import Isolation
 from peftlab.joint.adapters import JoinedAdapters
 from peftlab.joint.losses import joint_loss
 from peftlab.joint.shares import Batch, Shares, join_batches
 from peftlab.joint.streams import DividedDraws, Stream
-from peftlab.isolation import Isolation
 
 
 class Closed(BaseException):
@@ -90,7 +90,9 @@ class Meeting:
         loss, seat.loss = seat.loss, None
         return loss
 
-    def hold(self, runs: Mapping[str, tuple[Callable[[], Any], tuple[nn.Parameter, ...]]]) -> dict[str, BaseException]:
+    def hold(
+        self, runs: Mapping[str, tuple[Callable[[], Any], tuple[nn.Parameter, ...]]]
+    ) -> dict[str, BaseException]:
         """Carry runs out.
 
         Args:

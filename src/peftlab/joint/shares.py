@@ -8,7 +8,7 @@ their tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -170,16 +170,6 @@ def join_batches(batches: Mapping[str, Batch], *, pad_id: int) -> tuple[Batch, S
 def without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What a model reads of a batch."""
     return {name: value for name, value in batch.items() if name != "labels"}
-
-
-def widened(shares: Shares, extra: Mapping[int, tuple[int, ...]]) -> Shares:
-    """Shares that know further widths.
-
-    Args:
-        shares: The shares.
-        extra: Joint width to the width of each run.
-    """
-    return replace(shares, widths=dict(shares.widths) | dict(extra))
 
 
 def _row_lengths(position_ids: torch.Tensor) -> list[int]:

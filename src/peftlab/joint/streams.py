@@ -146,7 +146,11 @@ class DividedDraws(TorchFunctionMode):
         parts = [self._shares.split(tensor, axes=(2,)) for tensor in (query, key, value)]
         masks: list[Any] = [None] * len(self._shares.names)
         if mask is not None:
-            mask = mask.expand(len(query), *mask.shape[1:]) if mask.dim() == 4 else mask.expand(len(query), 1, *mask.shape[-2:])
+            mask = (
+                mask.expand(len(query), *mask.shape[1:])
+                if mask.dim() == 4
+                else mask.expand(len(query), 1, *mask.shape[-2:])
+            )
             masks = self._shares.split(mask, axes=(2, 3))
         done = []
         for name, q, k, v, m in zip(self._shares.names, *parts, masks, strict=True):

@@ -144,12 +144,16 @@ def train_together(joined: JoinedAdapters, runs: Mapping[str, JointRun]) -> dict
     def act(name: str) -> Any:
         return lambda: trainers[name].train(resume_from_checkpoint=runs[name].resume_from)
 
-    failed = meeting.hold({n: (act(n), tuple(trainer.parameters.values())) for n, trainer in trainers.items()})
+    failed = meeting.hold(
+        {n: (act(n), tuple(trainer.parameters.values())) for n, trainer in trainers.items()}
+    )
     if failed:
         told = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failed.items())
         done = [name for name in runs if name not in failed]
         others = f"; {', '.join(done)} trained to the end" if done else ""
-        raise RunError(f"{len(failed)} of {len(runs)} runs failed: {told}{others}") from next(iter(failed.values()))
+        raise RunError(f"{len(failed)} of {len(runs)} runs failed: {told}{others}") from next(
+            iter(failed.values())
+        )
     return trainers
 
 
@@ -161,11 +165,15 @@ def _check(joined: JoinedAdapters, runs: Mapping[str, JointRun]) -> None:
         MethodError: An adapter is not of these.
     """
     if list(runs) != list(joined.attachments):
-        raise ConfigError(f"the runs are {', '.join(runs)}, the adapters {', '.join(joined.attachments)}: give each one run")
+        raise ConfigError(
+            f"the runs are {', '.join(runs)}, the adapters {', '.join(joined.attachments)}: give each one run"
+        )
     for name, run in runs.items():
         if run.parts.attachment is not joined.attachments[name]:
             raise MethodError(f"run '{name}' has an adapter that is not its own of these")
         if run.arguments.world_size > 1:
             raise ConfigError("runs train together in one process; start them without torchrun")
     if len({(run.parts.isolation is None, run.parts.collator.pad_id) for run in runs.values()}) > 1:
-        raise ConfigError("runs that train together have one layout of rows and one pad token: all padded, or all packed")
+        raise ConfigError(
+            "runs that train together have one layout of rows and one pad token: all padded, or all packed"
+        )

@@ -30,14 +30,19 @@ def try_together(meeting: Meeting, runs: Mapping[str, TrainingParts]) -> None:
     """
     joined = meeting.joined
     model, device = joined.model, next(joined.model.parameters()).device
-    rows = {name: sample_rows(parts.train_rows[i:] or parts.train_rows) for i, (name, parts) in enumerate(runs.items())}
+    rows = {
+        name: sample_rows(parts.train_rows[i:] or parts.train_rows)
+        for i, (name, parts) in enumerate(runs.items())
+    }
     was_training = model.training
     zeros = [p for made in joined.attachments.values() for p in made.parameters().values() if not p.any()]
     model.eval()
     try:
         with torch.no_grad():
             for number, parameter in enumerate(zeros):  # an adapter that adds nothing would hide whose it is
-                parameter.copy_(torch.linspace(-0.02 - 0.01 * (number % 7), 0.05, parameter.numel()).view_as(parameter))
+                parameter.copy_(
+                    torch.linspace(-0.02 - 0.01 * (number % 7), 0.05, parameter.numel()).view_as(parameter)
+                )
             batches = {}
             alone = []
             for name, parts in runs.items():
