@@ -43,7 +43,6 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="GPT-2's tokenizer; default: the embedded base's")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
-    options.batch_size, options.steps = options.prompts, 0
     prompts, tokenizer = make_prompts(options)
     models = {kind: make_model(tokenizer, kind, options) for kind in ("float32", "bfloat16")}
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -77,14 +76,19 @@ def main() -> None:
 
 def make_prompts(options: argparse.Namespace) -> tuple[list[list[int]], Any]:
     """The test split's prompts in their order, and the tokenizer."""
+    from transformers import AutoTokenizer
+
     from peftlab.batches import RowBuilder
     from peftlab.catalog import TASKS
-    from peftlab.config import TaskSettings
+    from peftlab.config import EMBEDDED_BASE, TaskSettings
+    from peftlab.model_names import SHORT_NAMES
     from peftlab.task_data import load_splits
 
     name = "e2e_nlg" if options.data_dir else "embedded"
     splits = load_splits(TaskSettings(name=name, data_dir=options.data_dir), seed=0)
-    _, tokenizer = training.make_rows(options)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or SHORT_NAMES[EMBEDDED_BASE])
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     builder = RowBuilder(
         tokenizer, prompt=TASKS.load(name).PROMPT, head="causal", max_length=training.LONGEST
     )

@@ -140,10 +140,9 @@ def score_saved(
     evaluation = evaluator.run(opened.model, log=log, identity=found.identity())
     result = describe_result(opened.config, split, examples, evaluator.describe(evaluation, file))
     if output is not None:
+        evaluator.write_predictions(evaluation, output / file, keep_log=True)
         write_json(output / scores_file(opened.config), result)
-        evaluator.write_predictions(
-            evaluation, output / file
-        )  # last, as it removes the answers kept on the way
+        (output / f"{file}.partial").unlink(missing_ok=True)  # last: a kill before goes on from it
     return Scored(result, evaluator.rows(evaluation.predictions, evaluation.probabilities))
 
 

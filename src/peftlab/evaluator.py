@@ -371,17 +371,19 @@ class Evaluator:
         names = {str(index): name for index, name in enumerate(self.labels)}
         return names.get(answer, answer) if self.head == "classification" else answer
 
-    def write_predictions(self, evaluation: Evaluation, path: Path) -> Path:
+    def write_predictions(self, evaluation: Evaluation, path: Path, *, keep_log: bool = False) -> Path:
         """Write the answers beside what was asked, and remove the log of answers as they came.
 
         Args:
             evaluation: What `run` gave.
             path: A .jsonl file.
+            keep_log: Whether the log stays, where scores are still to be written.
 
         Returns:
             The path.
         """
         rows = self.rows(evaluation.predictions, evaluation.probabilities)
         written = write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        path.with_name(f"{path.name}.partial").unlink(missing_ok=True)
+        if not keep_log:
+            path.with_name(f"{path.name}.partial").unlink(missing_ok=True)
         return written

@@ -91,7 +91,7 @@ def paired_bootstrap(
     side = found if observed > 0 else -found
     p_value = 1.0 if observed == 0 else min(1.0, 2 * (1 + int((side <= 0).sum())) / (num_resamples + 1))
     told = f"paired bootstrap, {num_resamples:,} resamples"
-    if False:
+    if count < FEW:
         swapped = permutation_test(first, second, seed=seed, value_of=value_of, num_resamples=num_resamples)
         p_value, told = swapped.p_value, f"{told}; p by the {swapped.test}"
     return Difference(observed, p_value, (float(low), float(high)), count, told)

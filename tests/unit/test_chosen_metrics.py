@@ -17,7 +17,7 @@ from peftlab.evaluation import evaluate_saved
 from peftlab.evaluation_result import EvaluationResult
 from peftlab.evaluator import Evaluator
 from peftlab.predictions import PredictionLog
-from peftlab.scoring import evaluate_file
+from peftlab.scoring import _class_index, evaluate_file
 from peftlab.seed_evaluation import evaluate_e2e
 from peftlab.task import Example
 from peftlab.tasks import multi_nli
@@ -106,6 +106,9 @@ def test_a_classifiers_file_holds_names_and_scores_the_same_again(stars: Path) -
     assert evaluate_file(file, **asked)["after"]["metrics"]["accuracy"]["value"] == 1
     file.write_text("".join(json.dumps(row | {"prediction": "0"}) + "\n" for row in right))
     assert evaluate_file(file, **asked)["after"]["metrics"]["accuracy"]["value"] == 0, "0 is no class here"
+    assert _class_index("0", ("1", "2")) == "no class: 0"
+    assert [_class_index(text, ("1", "2")) for text in "12"] == ["0", "1"]
+    assert [_class_index(text, ("no", "yes")) for text in ("yes", "1")] == ["1", "1"]
 
 
 def test_a_log_that_is_opened_again_keeps_its_answers_and_its_time(
