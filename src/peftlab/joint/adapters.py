@@ -175,21 +175,21 @@ def _check(model: nn.Module, family: FamilyMap, adapters: Mapping[str, AdapterOf
         raise MethodError("no runs were given")
     if head == "classification":
         raise MethodError(
-            "runs of a classification model cannot share the base: each trains a new head whole, and peft 0.21 lets one copy of"
-            " it be active at a time; train them one by one"
+            "runs of a classification model cannot share the base: each trains a new head whole, and peft 0.21 lets one copy"
+            " of it be active at a time; train them one by one"
         )
     for name in adapters:
         taken = {part for path, _ in model.named_modules() for part in path.split(".")}
         if not _NAME.fullmatch(name) or name in _RESERVED or name in taken:
             raise MethodError(
-                f"a run beside others cannot be called '{name}': a letter, then letters, digits, _ and -, and not the name of a"
-                f" module ({', '.join(_RESERVED)})"
+                f"a run beside others cannot be called '{name}': a letter, then letters, digits, _ and -, and not the"
+                f" name of a module ({', '.join(_RESERVED)})"
             )
     for stack in family.stacks:
         if family.layout(stack) != "bsh":
             raise MethodError(
-                f"runs cannot share this {family.model_type} model: its {stack or 'blocks'} keep rows on another axis than the"
-                " first; train them one by one"
+                f"runs cannot share this {family.model_type} model: its {stack or 'blocks'} keep rows on another axis than"
+                " the first; train them one by one"
             )
     if getattr(model, "is_gradient_checkpointing", False):
         raise MethodError(

@@ -87,7 +87,8 @@ def share_layers(model: nn.Module, names: Sequence[str], room: Room) -> dict[str
         for name, view in views.items():
             found[name].append(view)
         vars(module)[_ROOM], vars(module)[_VIEWS] = room, views
-        module.__class__ = _shared_layer(type(module))
+        kind: Any = type(module)
+        module.__class__ = _shared_layer(kind)
     return found
 
 
@@ -165,6 +166,7 @@ def _shared_layer(kind: Any) -> type[nn.Module]:
             drawing = room.draws is not None and _draws(view, name)
             with room.draws.of(name) if drawing else nullcontext():
                 done.append(kind.forward(view, inputs, *args, **kwargs))
-        return shares.merge(done, result)
+        merged: torch.Tensor = shares.merge(done, result)
+        return merged
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, _KIND: kind})

@@ -61,10 +61,11 @@ class LabelledLosses(LabelledLoss):
             logits = model(**inputs, use_cache=False).logits
         if logits.shape[:-1] != rows.shape:
             raise ModelError(f"the head gave logits of shape {tuple(logits.shape)} for {len(rows)} rows")
-        parts = wanted.split(shares.tokens, dim=1) if shares.tokens else wanted.split(shares.rows)
+        parts = torch.split(wanted, list(shares.tokens or shares.rows), 1 if shares.tokens else 0)
         counts = [int(part.sum()) for part in parts]
-        terms = labels.flatten().index_select(0, rows).split(counts)
+        terms = torch.split(labels.flatten().index_select(0, rows), counts)
+        found = torch.split(logits, counts)
         return [
             CrossEntropy.apply(piece, own)  # type: ignore[no-untyped-call]
-            for piece, own in zip(logits.split(counts), terms, strict=True)
+            for piece, own in zip(found, terms, strict=True)
         ]

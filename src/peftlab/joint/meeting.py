@@ -135,7 +135,7 @@ class Meeting:
                 act()
         except Closed:
             seat.is_over = True
-        except BaseException as error:  # told by `hold`, in the caller's thread
+        except BaseException as error:  # noqa: BLE001 told by `hold`, in the caller's thread
             seat.error = error
         finally:
             seat.is_over = True

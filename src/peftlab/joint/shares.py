@@ -59,14 +59,14 @@ class Shares:
         if self.is_whole:
             return [tensor]
         if self.tokens and tensor.shape[:2] == (1, sum(self.tokens)):
-            return list(tensor.split(self.tokens, dim=1))
+            return list(_parts(tensor, self.tokens, dim=1))
         if self.tokens and tensor.dim() == 2 and len(tensor) == sum(self.tokens):
-            return list(tensor.split(self.tokens))
+            return list(_parts(tensor, self.tokens))
         if len(tensor) == sum(self.rows):
-            pieces = tensor.split(self.rows)
+            pieces = _parts(tensor, self.rows)
             return [self._cut(piece, number, axes) for number, piece in enumerate(pieces)]
         width = self._flat_width(tensor)
-        beside = tensor.unflatten(0, (sum(self.rows), width)).split(self.rows)
+        beside = _parts(tensor.reshape(sum(self.rows), width, -1), self.rows)
         return [piece[:, : self.widths[width][i]].flatten(0, 1) for i, piece in enumerate(beside)]
 
     def merge(
@@ -92,7 +92,7 @@ class Shares:
             return torch.cat([_padded(piece, like.shape, axes) for piece in pieces])
         width = self._flat_width(like)
         beside = [
-            F.pad(piece.unflatten(0, (rows, -1)), (0, 0, 0, width - own))
+            F.pad(piece.reshape(rows, -1, piece.shape[-1]), (0, 0, 0, width - own))
             for piece, rows, own in zip(pieces, self.rows, self.widths[width], strict=True)
         ]
         return torch.cat(beside).flatten(0, 1)
@@ -186,3 +186,9 @@ def _padded(piece: torch.Tensor, shape: torch.Size, axes: tuple[int, ...]) -> to
     for axis in axes:
         sizes[2 * (piece.dim() - 1 - axis) + 1] = shape[axis] - piece.shape[axis]
     return F.pad(piece, sizes) if any(sizes) else piece
+
+
+def _parts(tensor: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[torch.Tensor, ...]:
+    """A tensor in pieces of the given sizes."""
+    pieces: tuple[torch.Tensor, ...] = torch.split(tensor, list(sizes), dim=dim)
+    return pieces

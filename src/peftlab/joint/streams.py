@@ -115,7 +115,7 @@ class DividedDraws(TorchFunctionMode):
             ModelError: Always.
         """
         raise ModelError(
-            f"this model draws random numbers by {what}, which cannot be drawn for each run alone: train these runs one by one"
+            f"this model draws random numbers by {what}, which cannot be drawn for each run alone: train these one by one"
         )
 
     def _dropout(self, tensor: torch.Tensor, args: tuple[Any, ...], options: dict[str, Any]) -> torch.Tensor:

@@ -54,7 +54,7 @@ class JointTrainer(LabTrainer):
         self.run_name, self._meeting = name, meeting
         parts = replace(run.parts, trunk_bytes=0)  # the blocks below are shared, not kept
         super().__init__(parts, run.arguments, list(run.callbacks))
-        self.passes = SharedPasses(parts)
+        self.passes = self._shared = SharedPasses(parts)
         family, views = parts.attachment.family, meeting.joined.views[name]
         self.switch = PhaseSwitch(parts.schedule, family, self.parameters, views)
 
@@ -62,7 +62,7 @@ class JointTrainer(LabTrainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """As a run alone, but that rows are kept apart where the pass is computed."""
-        with self.passes.elsewhere():
+        with self._shared.elsewhere():
             return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
