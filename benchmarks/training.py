@@ -110,7 +110,8 @@ def in_own_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},  # peftlab for another python too
+        env=os.environ
+        | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},  # peftlab for another python too
     )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")

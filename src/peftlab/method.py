@@ -146,7 +146,6 @@ class OrdinaryTraining:
         """
         return None
 
-
     def penalty(self) -> torch.Tensor | None:
         """Nothing is added to the loss.
 

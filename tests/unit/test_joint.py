@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,9 @@ def check_same(name: str, folder: Path, runs: dict[str, dict[str, Any]], **how: 
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-@pytest.mark.parametrize(("packed", "steps"), [(True, 300), (False, 20)])
+@pytest.mark.parametrize(
+    ("packed", "steps"), [(True, 300 if os.environ.get("PEFTLAB_LONG") == "1" else 40), (False, 20)]
+)
 def test_four_runs_end_where_each_ends_alone(packed: bool, steps: int, tmp_path: Path) -> None:
     check_same("llama", tmp_path, RUNS, steps=steps, packed=packed)
 
