@@ -46,7 +46,7 @@ def run(config: RunConfig) -> tuple[RunFolder, dict[str, torch.Tensor]]:
 
 def test_steps_are_split_so_that_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = run(make_config(tmp_path))
-    room = int(peak(make_config(tmp_path, batch_size=4)) * 1.06)
+    room = int(peak(make_config(tmp_path, batch_size=4, accumulation_steps=2)) * 1.06)
     monkeypatch.setattr(fitting, "find_budget", lambda device, memory=None: Budget(room, "as given", 0.05))
     done, parted = run(make_config(tmp_path, auto_batch_size=True))
     ran = build_config(read_yaml(done.path / "config.yaml")).training

@@ -92,5 +92,5 @@ def test_a_live_model_is_kept_so_that_the_run_can_be_repeated(tmp_path: Path) ->
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="together with its tokenizer"):
         peftlab.finetune(tiny_models.build("gpt2"), "embedded", output_dir=tmp_path)
-    with pytest.raises(DataError, match="row 0"):
+    with pytest.raises(DataError, match=r"line 1: 'completion' is missing"):
         peftlab.finetune("peftlab/tiny-base", [{"prompt": "x"}], output_dir=tmp_path)

@@ -150,7 +150,9 @@ def test_labels_of_text_rows_is_refused() -> None:
 
 
 @given(
-    prompts=st.lists(st.text(st.characters(), min_size=1).filter(str.strip), min_size=3, max_size=40),
+    prompts=st.lists(
+        st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=3, max_size=40
+    ),
     seed=st.integers(0, 2**63),
 )
 def test_every_row_is_in_exactly_one_split_and_none_is_empty(prompts: list[str], seed: int) -> None:
