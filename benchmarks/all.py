@@ -1,6 +1,6 @@
 """Every benchmark, one after the other, into one page with machine, versions and commit.
 
-    python benchmarks/all.py --short     under 20 minutes on two cores
+    python benchmarks/all.py --short     a short form
     python benchmarks/all.py             all of it
 
 Each benchmark measures peers and peftlab in one run on the same work and ends with an error where their losses or answers
@@ -30,6 +30,7 @@ FULL: dict[str, list[str]] = {
     "training.py": [],
     "training.py --work top2": ["--steps", "12"],
     "training.py --work new_layer": ["--steps", "8"],
+    "generation.py": [],
     "memory_prediction.py": [],
     "extraction.py": [],
     "analysis.py": [],
@@ -56,7 +57,8 @@ def main() -> None:
     failed = []
     for name, more in (SHORT if options.short else FULL).items():
         file, *fixed = name.split()
-        command = [*fixed, *more, *(own if file == "training.py" else [])]
+        given = {"training.py": own, "generation.py": [o for o in own if "trl" not in o]}.get(file, [])
+        command = [*fixed, *more, *given]
         print(f"{file} {' '.join(command)}", file=sys.stderr, flush=True)
         began = time.perf_counter()
         done = subprocess.run(

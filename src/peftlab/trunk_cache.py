@@ -156,7 +156,7 @@ class TrunkCache:
         return self._files
 
     def _read(self, index: Path) -> None:
-        """Take over what a writer left; a line cut short is the last and is left out."""
+        """Take over what a writer left; from a damaged line on, such as one cut short, rows are computed anew."""
         path = index.with_name(index.name.replace("index-", "states-")).with_suffix(".bin")
         if not path.is_file() or not path.stat().st_size:
             return
@@ -164,10 +164,13 @@ class TrunkCache:
         for line in index.read_text(encoding="utf-8").splitlines(keepends=True):
             if not line.endswith("\n"):
                 return
-            entry = json.loads(line)
-            place = _Place(mapped, int(entry["start"]), int(entry["tokens"]))
-            if place.start + place.tokens <= len(mapped):
-                self._places[entry["row"]] = place
+            try:
+                entry = json.loads(line)
+                row, start, tokens = str(entry["row"]), int(entry["start"]), int(entry["tokens"])
+            except (ValueError, KeyError, TypeError):
+                return
+            if start >= 0 and tokens > 0 and start + tokens <= len(mapped):
+                self._places[row] = _Place(mapped, start, tokens)
 
     def _map(self, path: Path) -> torch.Tensor:
         """A file of states, (tokens, width)."""

@@ -148,7 +148,7 @@ def test_the_bases_own_dropout_is_each_runs(name: str, packed: bool, tmp_path: P
     check_same(name, tmp_path, RUNS, steps=10, packed=packed, dropout=0.2)
 
 
-def test_phases_and_runs_of_different_lengths(tmp_path: Path) -> None:
+def test_phases_and_one_run_alone(tmp_path: Path) -> None:
     check_same("llama", tmp_path, {key: RUNS[key] | {"targets": "both"} for key in ("small", "attentive")},
                steps=12, phases=tiny_runs.BOTH_MLP_ATTENTION)  # fmt: skip
     joined, joint = join("llama", tmp_path, {"long": RUNS["small"]}, steps=3)

@@ -1,6 +1,5 @@
 """Frozen blocks run once: the same training to the bit, whatever was kept before, and never on stale states."""
 
-import json
 import os
 import shutil
 from functools import partial
@@ -140,8 +139,10 @@ def test_what_a_kill_left_half_written_is_not_there(tmp_path):
     (index,) = (tmp_path / "key").glob("index-*.jsonl")
     index.write_text(index.read_text()[:-9])
     assert len(TrunkCache(tmp_path, "key", width=8, dtype=torch.float32)) == 1
-    index.write_text(json.dumps({"row": "x", "start": 0, "tokens": 99}) + "\n")
-    assert len(TrunkCache(tmp_path, "key", width=8, dtype=torch.float32)) == 0
+    place = '{"row": "x", "start": %d, "tokens": %d}'
+    for damaged in (place % (0, 99), place % (-3, 3), "{", "[]", '{"row": "x"}'):
+        index.write_text(damaged + "\n")
+        assert len(TrunkCache(tmp_path, "key", width=8, dtype=torch.float32)) == 0
 
 
 def test_the_oldest_caches_make_room(tmp_path):
