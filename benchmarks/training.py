@@ -26,6 +26,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lab import StepClock, logged, make_lab_trainer, start_alike
+from limits import product_speeds, products
+from repeats import median_of, median_ratio, read_repeats, write_repeats
+
 CONTENDERS = {
     "trainer_padded": "transformers Trainer, padded to 128, float32",
     "trainer_dynamic": "transformers Trainer, padded to the longest, float32",
@@ -35,6 +39,10 @@ CONTENDERS = {
     "peftlab_uncached": "peftlab, no hidden states kept",
     "peftlab": "peftlab",
 }
+HALF = ("trl_default", "trl_best", "peftlab", "peftlab_uncached")
+"""Contenders that compute in bfloat16."""
+SAME, SAME_HALF = 1e-4, 3e-3
+"""How far losses may be apart, as a share."""
 RANK, ALPHA, RATE, LONGEST, WARM_UP = 8, 16, 2e-4, 128, 2
 WORKS = {
     "main": (
@@ -45,6 +53,8 @@ WORKS = {
     "new_layer": (5, ["trainer_padded", "trainer_dynamic", "peftlab_float32", "peftlab"]),
 }
 """Work to its epochs, and the contenders that can do it."""
+ABOUT = ("work", "layers", "hidden", "batch_size", "steps", "data_dir", "tokenizer")
+"""The options that say what is measured."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -57,23 +67,19 @@ def main() -> None:
     names = [n for n in WORKS[options.work][1] if not options.only or n in options.only]
     if importlib.util.find_spec("trl") is None and not options.trl_python:
         names = [n for n in names if not n.startswith("trl")]
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for repeat in range(options.repeats):
+    about = {key: str(getattr(options, key)) for key in ABOUT} | {"contenders": ", ".join(names)}
+    repeats = read_repeats(options.append, about)
+    for _ in range(options.repeats):
+        repeat: dict[str, Any] = {}
         for name in names:
-            results[name].append(in_own_process(name, options))
-            print(
-                f"{repeat + 1}: {name}: {results[name][-1]['tokens_per_second']:.0f} tokens/s",
-                file=sys.stderr,
-            )
-    limit = machine_limit(options)
-    rows = {name: summarize(found) for name, found in results.items()}
-    print(render(rows, limit, options))
-    if options.output:
-        from peftlab.devices import describe_environment
-
-        record = {"options": {k: str(v) for k, v in vars(options).items()}, "rows": rows, "limit": limit}
-        record["environment"] = describe_environment(Path(__file__).parent)
-        options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            repeat[name] = in_own_process(name, options)
+            told = f"{len(repeats) + 1}: {name}: {repeat[name]['tokens_per_second']:.0f} tokens/s"
+            print(told, file=sys.stderr, flush=True)
+        repeat["limits"] = machine_limit(options)
+        repeats.append(repeat)
+        for path in filter(None, (options.append, options.output)):
+            write_repeats(path, about, repeats)
+    print(render(repeats, names, options.work))
 
 
 def read_options() -> argparse.Namespace:
@@ -92,6 +98,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", help="contenders")
     parser.add_argument("--trl_python", help="the python of another environment, with TRL")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--append", type=Path, help="a JSON file of repeats: these join them, all count")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     return parser.parse_args()
 
@@ -99,12 +106,7 @@ def read_options() -> argparse.Namespace:
 def in_own_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One contender's measurement, from a process of its own."""
     python = options.trl_python if name.startswith("trl") and options.trl_python else sys.executable
-    same = [
-        f"--{key}={value}"
-        for key, value in vars(options).items()
-        if value is not None
-        and key in ("work", "layers", "hidden", "batch_size", "steps", "data_dir", "tokenizer")
-    ]
+    same = [f"--{key}={value}" for key, value in vars(options).items() if value is not None and key in ABOUT]
     done = subprocess.run(
         [python, __file__, f"--contender={name}", *same],
         capture_output=True,
@@ -198,29 +200,6 @@ def make_model(tokenizer: Any, options: argparse.Namespace) -> Any:
     )
 
 
-class StepClock:
-    """A transformers callback's two moments, kept as seconds of each step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._began = 0.0
-
-    def callback(self) -> Any:
-        """The callback."""
-        from transformers import TrainerCallback
-
-        clock = self
-
-        class Clock(TrainerCallback):  # type: ignore[misc]
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                clock._began = time.perf_counter()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                clock.seconds.append(time.perf_counter() - clock._began)
-
-        return Clock()
-
-
 def lora_config(options: argparse.Namespace) -> Any:
     """The LoRA of every contender but peftlab, which makes the same one."""
     from peft import LoraConfig
@@ -246,11 +225,6 @@ def plain_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         "train_sampling_strategy": "sequential",
         "disable_tqdm": True,
     }
-
-
-def logged(trainer: Any) -> list[float]:
-    """The loss of each step."""
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def run_trainer(
@@ -279,7 +253,7 @@ def run_trainer(
     adapted = attach(model, options).model if options.work == "new_layer" else None
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            adapted or get_peft_model(model, lora_config(options)),
+            adapted or start_alike(get_peft_model(model, lora_config(options))),
             TrainingArguments(remove_unused_columns=False, **plain_arguments(options, folder)),
             train_dataset=rows,
             data_collator=padded,
@@ -309,6 +283,7 @@ def run_trl(
             peft_config=lora_config(options),
             callbacks=[clock.callback()],
         )
+        start_alike(trainer.model)
         trainer.train()
     return logged(trainer)
 
@@ -316,37 +291,15 @@ def run_trl(
 def run_peftlab(
     name: str, model: Any, tokenizer: Any, rows: list[Any], clock: StepClock, options: argparse.Namespace
 ) -> list[float]:
-    """The trainer of peftlab as a run has it, proof of training and all."""
-    from peftlab.batches import Collator, EpochOrder
-    from peftlab.config import build_config
-    from peftlab.step_engine import choose_engine
-    from peftlab.trainer import LabTrainer
-    from peftlab.training import TrainingParts, make_arguments
-
+    """The trainer of peftlab as a run has it, proof of training, probes and all."""
     attached = attach(model, options)
+    start_alike(attached.model)
     steps = num_steps(options) * WORKS[options.work][0]
-    config = build_config(
-        {
-            "training": {
-                "max_steps": steps, "batch_size": options.batch_size, "learning_rate": RATE, "warmup_steps": 0,
-                "curve": "constant", "validation_steps": steps + 1, "save_steps": steps + 1,
-            },
-            "model": {"device": "cpu"},
-        }
-    )  # fmt: skip
-    pad_id, schedule = tokenizer.pad_token_id, config.make_schedule()
-    engine = choose_engine(attached, rows, config.training, head="causal", pad_id=pad_id)
-    print(engine.found, file=sys.stderr)
+    kept = 0 if name == "peftlab_uncached" else 4 * 10**9
     with tempfile.TemporaryDirectory() as folder:
-        parts = TrainingParts(
-            attached, schedule, engine.objective, Collator(pad_id, "causal"), rows, rows[:1], isolation=engine.isolation,
-            trunk_bytes=0 if name == "peftlab_uncached" else 4 * 10**9,
+        trainer = make_lab_trainer(
+            attached, tokenizer, rows, Path(folder), clock, steps=steps, batch_size=options.batch_size, trunk_bytes=kept
         )  # fmt: skip
-        trainer = LabTrainer(parts, make_arguments(config, Path(folder), parts.schedule), [clock.callback()])
-        order = trainer.order
-        assert isinstance(order, EpochOrder)
-        order._epoch_rows = lambda epoch: list(range(len(rows)))  # type: ignore[method-assign]
-        trainer.args.save_strategy = trainer.args.eval_strategy = "no"
         trainer.train()
     return logged(trainer)
 
@@ -365,60 +318,55 @@ def attach(model: Any, options: argparse.Namespace) -> Any:
 
 
 def machine_limit(options: argparse.Namespace) -> dict[str, float]:
-    """Useful tokens per second if a step were its products alone, at the speed of the best large product."""
+    """Useful tokens per second if a step were its products alone, at the speed of the fastest product."""
     import torch
 
     rows, tokenizer = make_rows(options)
-    model = make_model(tokenizer, options)
+    with torch.device("meta"):
+        model = make_model(tokenizer, options)
     blocks = sum(p.numel() for n, p in model.named_parameters() if "proj" in n)
     head = len(tokenizer) * options.hidden
     tokens = sum(len(row.input_ids) for row in rows)
     labelled = sum(label != -100 for row in rows for label in row.labels)
     flops = 4 * (blocks * tokens + head * labelled) / tokens
+    steps = num_steps(options)
+    shapes = products(
+        tokens=tokens // steps, labelled=labelled // steps, hidden=options.hidden, vocabulary=len(tokenizer)
+    )
     found: dict[str, float] = {"flops_per_token": flops}
-    for dtype in (torch.float32, torch.bfloat16):
-        speeds = []
-        left = torch.randn(1024, 2048).to(dtype)
-        right = torch.randn(2048, 2048).to(dtype)
-        for _ in range(12):
-            began = time.perf_counter()
-            left @ right
-            speeds.append(2 * 1024 * 2048 * 2048 / (time.perf_counter() - began))
-        name = str(dtype).removeprefix("torch.")
-        found[f"{name}_gflops"] = max(speeds) / 1e9
-        found[f"{name}_tokens_per_second"] = max(speeds) / flops
+    for dtype, speeds in product_speeds(shapes, torch.device("cpu"), turns=3).items():
+        found[f"{dtype}_gflops"] = speeds["best"]
+        found[f"{dtype}_tokens_per_second"] = speeds["best"] * 1e9 / flops
     return found
 
 
-def summarize(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median of the repeats."""
-    return {
-        "tokens_per_second": statistics.median(one["tokens_per_second"] for one in found),
-        "all": [round(one["tokens_per_second"], 1) for one in found],
-        "peak_memory_bytes": statistics.median(one["peak_memory_bytes"] for one in found),
-        "losses": found[0]["losses"],
-    }
-
-
-def render(rows: dict[str, dict[str, Any]], limit: dict[str, float], options: argparse.Namespace) -> str:
-    """The table; losses that differ from the first contender's by more than one per cent end it."""
-    own = rows.get("peftlab", next(iter(rows.values())))["tokens_per_second"]
-    first = next(iter(rows.values()))["losses"]
+def render(repeats: list[dict[str, Any]], names: list[str], work: str) -> str:
+    """The table; losses that differ from the first contender's end it."""
+    own, first = "peftlab" if "peftlab" in names else names[0], names[0]
     lines = ["| | tokens/s | peftlab is | peak MiB | last loss |", "|---|---:|---:|---:|---:|"]
-    for name, row in rows.items():
-        far = max(abs(a - b) / abs(a) for a, b in zip(first, row["losses"], strict=True))
-        if far > 0.01:
-            raise SystemExit(f"{name} has other losses than {next(iter(rows))}: {row['losses']} and {first}")
-        lines.append(
-            f"| {CONTENDERS[name]} | {row['tokens_per_second']:.0f} | {own / row['tokens_per_second']:.2f} x |"
-            f" {row['peak_memory_bytes'] / 2**20:.0f} | {row['losses'][-1]:.4f} |"
+    for name in names:
+        far = max(
+            abs(a - b) / abs(a)
+            for repeat in repeats
+            for a, b in zip(repeat[first]["losses"], repeat[name]["losses"], strict=True)
         )
-    best = limit["bfloat16_tokens_per_second"]
-    lines.append(
-        f"\nproducts alone: float32 {limit['float32_gflops']:.0f} GFLOP/s,"
-        f" {limit['float32_tokens_per_second']:.0f} tokens/s;"
-        f" bfloat16 {limit['bfloat16_gflops']:.0f} GFLOP/s, {best:.0f} tokens/s, of which peftlab reaches {own / best:.0%}"
-    )
+        if far > (SAME_HALF if name in HALF else SAME):
+            raise SystemExit(f"{name} has losses that differ by {far:.2%} from those of {first}")
+        speed, peak = (median_of(repeats, name, f) for f in ("tokens_per_second", "peak_memory_bytes"))
+        lines.append(
+            f"| {CONTENDERS[name]} | {speed:.0f} | {median_ratio(repeats, own, name, 'tokens_per_second'):.2f} x |"
+            f" {peak / 2**20:.0f} | {repeats[-1][name]['losses'][-1]:.4f} |"
+        )
+    for dtype in ("float32", "bfloat16"):
+        gflops, best = (median_of(repeats, "limits", f"{dtype}_{f}") for f in ("gflops", "tokens_per_second"))
+        lines.append(f"\nproducts alone, {dtype}: {gflops:.0f} GFLOP/s, {best:.0f} tokens/s")
+    if work == "main" and own == "peftlab":
+        share = statistics.median(
+            repeat[own]["tokens_per_second"] / repeat["limits"]["bfloat16_tokens_per_second"]
+            for repeat in repeats
+        )
+        lines[-1] += f", of which peftlab reaches {share:.0%}"
+    lines.append(f"\n{len(repeats)} repeats; medians, of ratios within a repeat too")
     return "\n".join(lines)
 
 

@@ -38,6 +38,54 @@ class Reading:
         return [name for name, norm in self.norms.items() if norm == 0]
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceNorms:
+    """The norms of one step's gradients, still where the gradients are.
+
+    Attributes:
+        names: The tensors with a gradient, in the order of the parameters.
+        parts: For each device the tensors' names and their norms, (tensors,).
+        scale: What the loss was multiplied by.
+    """
+
+    names: tuple[str, ...]
+    parts: tuple[tuple[tuple[str, ...], torch.Tensor], ...]
+    scale: float
+
+    def read(self) -> Reading:
+        """The norms on the host, in one transfer per device."""
+        norms: dict[str, float] = {}
+        for names, values in self.parts:
+            found = values.tolist()
+            norms |= {name: value / self.scale for name, value in zip(names, found, strict=True)}
+        return Reading({name: norms[name] for name in self.names})
+
+
+def take_norms(parameters: Mapping[str, nn.Parameter], *, scale: float = 1.0) -> DeviceNorms:
+    """Norms of the gradients that stand in `.grad` now; the host waits for nothing.
+
+    Args:
+        parameters: The tensors to look at, by name.
+        scale: What the loss was multiplied by (fp16 loss scaling); divided out when they are read.
+
+    Returns:
+        The norms, taken in the gradient's dtype (half precisions in float32).
+    """
+    found: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
+    for name, parameter in parameters.items():
+        gradient = parameter.grad
+        if gradient is not None:
+            found.setdefault(gradient.device, []).append((name, gradient.detach()))
+    parts = []
+    for tensors in found.values():
+        wide = [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for _, g in tensors]
+        each = torch._foreach_norm(wide)
+        widest = torch.float64 if any(n.dtype == torch.float64 for n in each) else torch.float32
+        parts.append((tuple(name for name, _ in tensors), torch.stack([n.to(widest) for n in each])))
+    taken = {name for names, _ in parts for name in names}
+    return DeviceNorms(tuple(name for name in parameters if name in taken), tuple(parts), scale)
+
+
 def read_gradients(parameters: Mapping[str, nn.Parameter], *, scale: float = 1.0) -> Reading:
     """Norms of the gradients that stand in `.grad` now.
 
@@ -46,22 +94,9 @@ def read_gradients(parameters: Mapping[str, nn.Parameter], *, scale: float = 1.0
         scale: What the loss was multiplied by (fp16 loss scaling); divided out.
 
     Returns:
-        The reading. The norms are taken on the device in the gradient's dtype (half precisions in float32) and come
-        to the host in one transfer per device.
+        The reading; one reduction and one transfer per device.
     """
-    found: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
-    for name, parameter in parameters.items():
-        gradient = parameter.grad
-        if gradient is not None:
-            found.setdefault(gradient.device, []).append((name, gradient.detach()))
-    norms: dict[str, float] = {}
-    for tensors in found.values():
-        wide = [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for _, g in tensors]
-        each = torch._foreach_norm(wide)
-        widest = torch.float64 if any(n.dtype == torch.float64 for n in each) else torch.float32
-        values = torch.stack([n.to(widest) for n in each]).tolist()
-        norms |= {name: value / scale for (name, _), value in zip(tensors, values, strict=True)}
-    return Reading({name: norms[name] for name in parameters if name in norms})
+    return take_norms(parameters, scale=scale).read()
 
 
 class GradientGroups:

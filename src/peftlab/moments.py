@@ -38,6 +38,7 @@ class Moments(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """What no phase trained is compared a last time; an adapter of another step may be loaded next."""
+        self._trainer.watch.look()
         self._trainer.passes.close()
         self._trainer.proof.check_frozen()
         self._trainer.switch.end()

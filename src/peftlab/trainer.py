@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from peftlab.checkpoint import (
 )
 from peftlab.errors import ConfigError, NonFiniteError
 from peftlab.files import new_folder, verify_folder, write_json
-from peftlab.gradients import read_gradients
 from peftlab.moments import Moments
 from peftlab.passes import RowPasses
 from peftlab.phases import PhaseSwitch
 from peftlab.proof import PhaseProof, TrainingProof
 from peftlab.streams import seed_for
 from peftlab.training import TrainingParts
+from peftlab.watching import StepWatch
 
 
 class LabTrainer(Trainer):  # type: ignore[misc]
@@ -85,7 +86,11 @@ class LabTrainer(Trainer):  # type: ignore[misc]
             * args.world_size,
             batch_size=args.per_device_train_batch_size,
             seed=parts.seed,
+            lengths=None if parts.grouping is None else parts.grouping.lengths(parts.train_rows),
         )
+        self.watch = StepWatch(
+            self.parameters, self.proof, parts.probes, rows_of_step=self._ids_of_step, every=max(1, int(args.logging_steps))
+        )  # fmt: skip
         self._micro_step = 0
         # the objective divides by the labels of the whole step, so nothing is left for the Trainer to divide by
         self.model_accepts_loss_kwargs = True
@@ -115,6 +120,10 @@ class LabTrainer(Trainer):  # type: ignore[misc]
             rows = [self.parts.train_rows[i] for i in self.order.rows_of_step(step)]
             for start in range(0, len(rows), size):
                 yield self.parts.collator(rows[start : start + size])
+
+    def _ids_of_step(self, step: int) -> list[str]:
+        """The ids of the rows of a step, counted from 0, of all processes."""
+        return [self.parts.train_rows[i].id for i in self.order.rows_of_step(step)]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches in the run's own order, shared among the processes."""
@@ -149,32 +158,26 @@ class LabTrainer(Trainer):  # type: ignore[misc]
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """One forward and backward pass in its own random stream; after the last of a step, the gradients are seen."""
-        step = self.state.global_step
-        seed = seed_for(self.parts.seed, "dropout", step, self._micro_step, self.args.process_index)
-        torch.manual_seed(seed)
+        """The passes over one batch, each in its own random stream; after the last of a step, the gradients are seen."""
+        step, grouping = self.state.global_step, self.parts.grouping
+        batches = [inputs] if grouping is None else grouping.split(inputs)
+        shares = []
+        for number, batch in enumerate(batches):
+            place = (step, self._micro_step, self.args.process_index, *([number] if number else []))
+            torch.manual_seed(seed_for(self.parts.seed, "dropout", *place))
+            is_last = number == len(batches) - 1
+            apart = nullcontext() if is_last else self.accelerator.no_sync(model)
+            with self.passes.around(batch), apart:
+                shares.append(super().training_step(model, batch, num_items_in_batch))
         self._micro_step += 1
-        with self.passes.around(inputs):
-            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            rows = [self.parts.train_rows[i].id for i in self.order.rows_of_step(step)]
-            raise NonFiniteError(
-                f"step {step + 1}: the loss is {loss.item()}; the step's rows: {', '.join(rows)}"
-            )
+        loss = torch.stack(shares).sum()
+        self.watch.note_loss(loss, step + 1)
         if self.accelerator.sync_gradients:
             self._micro_step = 0
-            self._see_gradients(step + 1)
+            scaler = getattr(self.accelerator, "scaler", None)
+            scale = scaler.get_scale() if scaler is not None else 1.0
+            self.watch.note_gradients(step + 1, self.parts.schedule.phase_at(step).name, scale=scale)
         return loss
-
-    def _see_gradients(self, step: int) -> None:
-        """Show the step's gradient to the proof and the probes."""
-        wanting = [probe for probe in self.parts.probes.values() if probe.wants_gradients(step)]
-        scaler = getattr(self.accelerator, "scaler", None)
-        reading = read_gradients(self.parameters, scale=scaler.get_scale() if scaler is not None else 1.0)
-        self.proof.observe(reading, step=step)
-        phase = self.parts.schedule.phase_at(step - 1).name
-        for probe in wanting:
-            probe.on_gradients(reading, step=step, phase=phase)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer over every tensor of every phase; phases are applied when training begins."""
@@ -207,6 +210,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         phase = self.switch.apply(step, optimizer)
         if phase is None:
             return
+        self.watch.look()  # what was not looked at belongs to the phase before
         self.proof.enter(phase.name)
         kind = "phase_started" if step == phase.start_step else "phase_resumed"
         found = self.passes.enter(
@@ -230,8 +234,11 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         Raises:
             NonFiniteError: The loss is NaN or infinite.
         """
+        self.watch.look()
         began = time.perf_counter()
         rows = self.parts.validation_rows if eval_dataset is None else eval_dataset
+        if (grouping := self.parts.grouping) is not None:
+            rows = sorted(rows, key=grouping.length)
         model, size = self.parts.attachment.answering, self.args.per_device_eval_batch_size
         mine = [rows[i : i + size] for i in range(0, len(rows), size)][
             self.args.process_index :: self.args.world_size
@@ -286,6 +293,7 @@ class LabTrainer(Trainer):  # type: ignore[misc]
         """
         from safetensors.torch import save_file
 
+        self.watch.look()
         save_file(self.parts.attachment.tensors(), folder / ADAPTER_FILE)
         save_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), self._names(), folder)
         self.state.save_to_json(str(folder / "trainer_state.json"))

@@ -333,3 +333,16 @@ def test_a_wrong_amount_is_told_without_torch(tmp_path: Path) -> None:
     answer = command(["plan", "--model", ".", "--memory", "lots"], tmp_path)
     assert (answer.code, "torch" in answer.loaded) == (2, False)
     assert "write 24GB or 24GiB" in answer.err
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_plan_that_need_not_look_for_the_largest_batch_says_so(tmp_path: Path) -> None:
+    config = make_config(tmp_path, "llama", training={"batch_size": 4}, task={"max_length": 64})
+    shape = BatchShape(4, 240, 240)
+    planned = plan_memory(config, shape=shape, memory=30_000_000, search=False)
+    assert (planned.verdict, planned.batch, planned.searched) == ("fits", None, False)
+    assert "was not looked for; --largest_batch does" in render_memory(planned.as_dict())
+    tight = plan_memory(config, shape=shape, memory=1_079_000, search=False)
+    assert tight.searched
+    assert tight.batch is not None
+    assert "was not looked for" not in render_memory(tight.as_dict())

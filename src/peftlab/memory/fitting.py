@@ -87,7 +87,7 @@ class MemoryPlan:
         needed_bytes: What that may need of the budget.
         budget: The memory there is.
         options: Changes that were tried; none where it fits as it is.
-        batch: The largest batch that fits; None where not even one row does.
+        batch: The largest batch that fits; None where not even one row does, or where none was looked for.
         warning: What can go wrong though it fits; "" for nothing.
     """
 
@@ -98,6 +98,7 @@ class MemoryPlan:
     options: tuple[MemoryOption, ...]
     batch: BatchChoice | None
     warning: str = ""
+    searched: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON-ready values."""
@@ -161,6 +162,7 @@ def plan_memory(
     shape: BatchShape | None = None,
     attach: Attach | None = None,
     memory: int | None = None,
+    search: bool = True,
 ) -> MemoryPlan:
     """Answer whether a run fits into memory, before a weight is read.
 
@@ -170,6 +172,7 @@ def plan_memory(
         shape: The longest batch; None takes `training.batch_size` rows of `task.max_length` tokens.
         attach: Makes the base tunable; None takes the config's method.
         memory: Bytes there are; None looks at the device.
+        search: Whether the largest batch is looked for where the run fits too; it takes several predictions.
 
     Returns:
         The answer with its numbers.
@@ -182,12 +185,13 @@ def plan_memory(
     budget = find_budget(planned_device(config)[0], memory=memory)
     asked = case.predict()
     fits = budget.fits(asked.peak_bytes)
-    batch = _largest_batch(case, budget)
+    searched = search or not fits
+    batch = _largest_batch(case, budget) if searched else None
     options = [] if fits else _options(case, budget, asked, batch)
     verdict = FITS if fits else FITS_IF if any(option.fits for option in options) else DOES_NOT_FIT
     peak = asked.peak_bytes
     return MemoryPlan(
-        verdict, asked, budget.needed(peak), budget, tuple(options), batch, budget.warning(peak)
+        verdict, asked, budget.needed(peak), budget, tuple(options), batch, budget.warning(peak), searched
     )
 
 

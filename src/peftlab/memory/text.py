@@ -32,7 +32,9 @@ def render_memory(plan: Mapping[str, Any]) -> str:
     if plan["options"]:
         lines += ["", render_text(option_rows(plan["options"]))]
     batch = plan["batch"]
-    if batch is None:
+    if not plan.get("searched", True):
+        lines.append("the largest batch that fits was not looked for; --largest_batch does")
+    elif batch is None:
         lines.append("not even a batch of one row fits as it is")
     else:
         lines.append(f"largest batch that fits as it is: {_describe_batch(batch)}")
