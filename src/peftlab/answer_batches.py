@@ -24,19 +24,25 @@ def tokens_that_fit(model: Any) -> int:
     Returns:
         Their number.
     """
+    return bytes_that_fit(model) // decode_loop.bytes_per_token(model)
+
+
+def bytes_that_fit(model: Any) -> int:
+    """A quarter of what is free in the memory of a model's device."""
     report = report_memory()
     on_host = next(model.parameters()).device.type == "cpu" or report.device_free_bytes is None
     free = report.host_available_bytes if on_host else report.device_free_bytes
-    return int(_SHARE_OF_MEMORY * (free or 0) / decode_loop.bytes_per_token(model))
+    return int(_SHARE_OF_MEMORY * (free or 0))
 
 
-def are_close(model: Any, alone: torch.Tensor, beside: torch.Tensor) -> bool:
-    """Whether logits agree up to the root of what the model's numbers are rounded to, of their range.
+def are_close(model: Any, alone: torch.Tensor, beside: torch.Tensor, power: float = 0.5) -> bool:
+    """Whether logits agree up to a power of what the model's numbers are rounded to, of their range.
 
     Args:
         model: The model that gave them.
         alone: Of a prompt alone.
         beside: Of the same in another way, of the same shape.
+        power: The power: its root tells another answer from rounding.
 
     Returns:
         Whether they do; so they do where none is finite, which is told where the prompts are answered.
@@ -45,7 +51,7 @@ def are_close(model: Any, alone: torch.Tensor, beside: torch.Tensor) -> bool:
     if not bool(known.any()):
         return True  # told where the prompts are answered
     kinds = {alone.dtype, torch.float32, *(p.dtype for p in model.parameters() if p.is_floating_point())}
-    allowed = max(torch.finfo(kind).eps for kind in kinds) ** 0.5
+    allowed = max(torch.finfo(kind).eps for kind in kinds) ** power
     alone, difference = alone[known], (alone[known] - beside[known]).abs().max()
     return bool((known == beside.isfinite()).all()) and bool(
         difference <= allowed * (alone.max() - alone.min())
@@ -102,3 +108,24 @@ def batches(
                 batch = []
             batch.append(i)
         yield from [batch] if batch else []
+
+
+def pad(rows: Sequence[list[int]], pad_id: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as one tensor.
+
+    Args:
+        rows: Token rows.
+        pad_id: Token that fills.
+        left: Whether pads stand in front, else behind.
+
+    Returns:
+        Tokens and attention mask, each (batch, seq).
+    """
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(row)
+        mask[i, place] = 1
+    return ids, mask

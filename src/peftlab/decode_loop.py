@@ -1,9 +1,11 @@
 """Decoding of decoder-only models token by token, rows that have ended leaving the batch.
 
 `generate` of transformers carries a row on until the longest answer of its batch has ended, and copies all keys and
-values at every token. Here what has ended is taken out, keys and values are written into room kept for them, and an opening
-that all prompts share is computed once. It is used where a trial beside `generate` shows the same logits (`generation`), and
-stands on the public cache of transformers.
+values at every token. Here what has ended is taken out, keys and values are written into room kept for them
+(`answer_cache`), and an opening that all prompts share is computed once. A token's step reads all weights however few rows
+there are, so many rows are decoded together; prompts have rows enough of their own, and are read a few at a time, which
+keeps what passes between layers in the processor's caches. It is used where a trial beside `generate` shows the same
+logits (`generation`), and stands on the public cache of transformers.
 """
 
 from __future__ import annotations
@@ -12,76 +14,31 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
+
+from peftlab.answer_cache import (
+    NO_OPENING,
+    Opening,
+    RoomyLayer,
+    fill,
+    keep_rows,
+    keeps_everything,
+    new_cache,
+)
 
 FEWEST_SHARED = 8
 """Tokens of a shared opening from which computing it once is worth its own pass."""
 FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model raises that cannot be called as it is here."""
-_SPARE = 32
+READ_TOGETHER = 1536
+"""Most tokens of prompts that one pass reads on a CPU, pads included."""
+_READ_TOGETHER_ON_A_CARD = 16384
+_MOST_ROOM = 256
 _PASSING = 24
-_LEAVE_TOGETHER = 8
-
-
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer, with room for the next tokens: nothing is copied but what is new."""
-
-    def __init__(self, **_: Any) -> None:
-        super().__init__()
-        self._rooms: dict[str, torch.Tensor] = {}
-        self.keys: Any
-        self.values: Any
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add keys and values.
-
-        Args:
-            key_states: (batch, heads, new, head).
-            value_states: (batch, heads, new, head).
-
-        Returns:
-            All keys and all values, (batch, heads, seq, head).
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys = self._append("keys", self.keys, key_states)
-        self.values = self._append("values", self.values, value_states)
-        return self.keys, self.values
-
-    def _append(self, name: str, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """What is held with what is new behind it, in the same room where it fits."""
-        length = held.shape[-2] if held.numel() else 0
-        total, room = length + new.shape[-2], self._rooms.get(name)
-        if room is None or room.data_ptr() != held.data_ptr() or room.shape[-2] < total:
-            room = new.new_empty((*new.shape[:-2], total + _SPARE, new.shape[-1]))
-            if length:
-                room[..., :length, :] = held
-            self._rooms[name] = room
-        room[..., length:total, :] = new
-        return room[..., :total, :]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Opening:
-    """What all prompts begin with, computed once.
-
-    Attributes:
-        num_tokens: Its length.
-        keys_and_values: Of each layer, (1, heads, num_tokens, head).
-    """
-
-    num_tokens: int = 0
-    keys_and_values: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-
-
-NO_OPENING = Opening()
-"""Where nothing is shared."""
+_LEAVE_TOGETHER = 32
 
 
 def why_not(model: Any) -> str | None:
@@ -100,7 +57,7 @@ def why_not(model: Any) -> str | None:
     if missing:
         return f"{type(inner).__name__} does not take {', '.join(sorted(missing))}"
     try:
-        kinds = {type(layer) for layer in _new_cache(inner).layers}
+        kinds = {type(layer) for layer in new_cache(inner).layers}
     except FAILURES as error:
         return f"transformers has no cache for {type(inner).__name__}: {error}"
     other = kinds - {RoomyLayer, DynamicSlidingWindowLayer}
@@ -125,8 +82,8 @@ def shared_opening(model: Any, prompts: Sequence[list[int]]) -> Opening:
         1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     )
     shared = min(common, min(len(row) for row in prompts) - 1)
-    cache = _new_cache(_inner(model))
-    if shared < FEWEST_SHARED or any(type(layer) is not RoomyLayer for layer in cache.layers):
+    cache = new_cache(_inner(model))
+    if shared < FEWEST_SHARED or not keeps_everything(cache):
         return NO_OPENING
     ids = torch.tensor([prompts[0][:shared]], device=next(model.parameters()).device)
     with torch.inference_mode(), _whole_head_rows(model):
@@ -145,6 +102,8 @@ def decode(
     processors: Sequence[Any] = (),
     ended: Callable[[torch.Tensor, Any], torch.Tensor] | None = None,
     opening: Opening = NO_OPENING,
+    read_together: int | None = None,
+    leaving: Callable[[dict[int, list[int]]], None] | None = None,
 ) -> list[list[int]]:
     """Answers of one batch, the likeliest token at each place.
 
@@ -158,20 +117,21 @@ def decode(
         processors: transformers' logits processors; one with a `keep_rows` is told which rows are left.
         ended: Says which rows have ended, given all tokens of the batch but those shared.
         opening: What all prompts begin with.
+        read_together: Most tokens of prompts that one pass reads; what is fast on the device where None.
+        leaving: Told the answers of the rows that leave, by number of the row.
 
     Returns:
         For each row the tokens of its answer, its end included.
     """
-    width, shared = ids.shape[1], opening.num_tokens
-    cache = _filled_cache(model, opening, len(ids))
-    mask = torch.cat([mask.new_ones(len(mask), shared), mask], dim=1)
+    width = ids.shape[1]
+    mask = torch.cat([mask.new_ones(len(mask), opening.num_tokens), mask], dim=1)
+    cache = new_cache(_inner(model), min(max_new_tokens, _MOST_ROOM))
     rows = torch.arange(len(ids), device=ids.device)
     over, lengths = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows)
-    answers: list[list[int]] = [[] for _ in rows]
-    new = ids
+    answers: dict[int, list[int]] = {}
     with torch.inference_mode(), _whole_head_rows(model):
+        logits = _read(model, ids, mask, cache, opening, read_together)
         for number in range(1, max_new_tokens + 1):
-            logits = _forward(model, new, mask, cache)
             for process in processors:
                 logits = process(ids, logits)
             token = logits.argmax(dim=-1).masked_fill(over, pad_id)
@@ -182,27 +142,81 @@ def decode(
             num_over = len(over) if number == max_new_tokens else int(over.sum())
             last = num_over == len(over)
             if last or num_over * _LEAVE_TOGETHER >= len(over):
-                leaving = torch.ones_like(over) if last else over
-                for row, length, tokens in zip(
-                    rows[leaving].tolist(), lengths[leaving].tolist(), ids[leaving].tolist(), strict=True
-                ):
-                    answers[row] = tokens[width : width + length]
+                gone = torch.ones_like(over) if last else over
+                columns = (rows[gone].tolist(), lengths[gone].tolist(), ids[gone, width:].tolist())
+                made = {row: tokens[:length] for row, length, tokens in zip(*columns, strict=True)}
+                answers |= made
+                if leaving is not None:
+                    leaving(made)
                 if last:
                     break
-                left = (~over).nonzero().squeeze(1)
+                left = _places(over)
                 rows, lengths, ids, mask, token, over = (
                     kept[left] for kept in (rows, lengths, ids, mask, token, over)
                 )
-                _keep_rows(cache, processors, left)
+                keep_rows(cache, processors, left)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            new = token[:, None]
-    return answers
+            logits = _forward(model, token[:, None], mask, cache)
+    return [answers[row] for row in range(len(answers))]
+
+
+def _read(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, opening: Opening, most: int | None
+) -> torch.Tensor:
+    """Read prompts into a cache, a few rows at a time, each part without the pads that all its rows have.
+
+    Returns:
+        The logits behind each prompt, shape (batch, vocab).
+    """
+    shared, width = opening.num_tokens, ids.shape[1]
+    few = ids.device.type == "cpu" or _keeps_all_logits(model)
+    most = most or (READ_TOGETHER if few else _READ_TOGETHER_ON_A_CARD)
+    parts = _parts(mask[:, shared:].sum(dim=1).tolist(), most)
+    if len(parts) == 1 or not keeps_everything(cache):
+        return _forward(model, ids, mask, fill(cache, opening, len(ids)))
+    found = []
+    for rows, longest in parts:
+        first = width - longest
+        part = fill(new_cache(_inner(model), 0), opening, rows.stop - rows.start)
+        seen = torch.cat([mask[rows, :shared], mask[rows, shared + first :]], dim=1)
+        found.append(_forward(model, ids[rows, first:], seen, part))
+        for layer, new in zip(cache.layers, part.layers, strict=True):
+            layer.put(new, rows, len(ids), shared + width, shared)
+    return torch.cat(found)
+
+
+def _parts(lengths: list[int], most: int) -> list[tuple[slice, int]]:
+    """Neighbouring rows whose tokens, pads included, are at most so many, one row at least; and their longest."""
+    found, start, longest = [], 0, 0
+    for row, length in enumerate(lengths):
+        wider = max(longest, length)
+        if row > start and wider * (row + 1 - start) > most:
+            found.append((slice(start, row), longest))
+            start, wider = row, length
+        longest = wider
+    return [*found, (slice(start, len(lengths)), longest)]
+
+
+def _places(over: torch.Tensor) -> torch.Tensor:
+    """Places of the rows that go on, in an order in which as few as can be change theirs.
+
+    Args:
+        over: Which rows have ended, shape (batch,).
+
+    Returns:
+        Those at the front stay where they are; the places of those that have ended are taken by the last.
+    """
+    left = (~over).nonzero().squeeze(1)
+    front = int((left < len(left)).sum())
+    places = torch.arange(len(left), device=over.device)
+    places[over[: len(left)]] = left[front:]
+    return places
 
 
 def first_logits(
     model: Any, ids: torch.Tensor, mask: torch.Tensor, opening: Opening = NO_OPENING
 ) -> torch.Tensor:
-    """The logits of the first row's first two tokens; the other rows leave after their first.
+    """The logits of the first row's first two tokens; each prompt is read by itself, the others leave after a token.
 
     Args:
         model: A model in evaluation mode.
@@ -216,47 +230,48 @@ def first_logits(
     seen: list[torch.Tensor] = []
 
     def look(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        seen.append(logits[0])
+        seen.append(logits[-1])
         return logits
 
     def others(rows: torch.Tensor, _: Any) -> torch.Tensor:
-        return torch.arange(len(rows), device=rows.device) > 0
+        return torch.arange(len(rows), device=rows.device) < len(rows) - 1
 
+    rest = [*range(1, len(ids)), 0]  # what is looked at stands last: it moves when the others leave
     decode(
-        model, ids, mask, max_new_tokens=2, end_id=None, pad_id=0, processors=[look], ended=others, opening=opening
+        model, ids[rest], mask[rest], max_new_tokens=2, end_id=None, pad_id=0, processors=[look], ended=others,
+        opening=opening, read_together=1,
     )  # fmt: skip
     return torch.cat(seen)
 
 
 def bytes_per_token(model: Any) -> int:
-    """What one token takes while a batch is read: its keys and values, and a layer's passing tensors.
+    """What one token takes while a batch is decoded: its keys and values, and a layer's passing tensors.
 
     Args:
         model: A model that `why_not` has nothing against.
 
     Returns:
-        Bytes, measured on one token; the logits too where a model computes them for every token.
+        Bytes, measured on one token; keys and values alone where prompts are read a few at a time, else the logits too
+        where a model computes them for every token.
     """
     inner = _inner(model)
-    cache, device = _new_cache(inner), next(model.parameters()).device
+    cache, device = new_cache(inner), next(model.parameters()).device
     with torch.inference_mode():
         ids = torch.ones(1, 1, dtype=torch.long, device=device)
         logits = _forward(model, ids, torch.ones_like(ids), cache)
     held = [
         t[..., :1, :] for layer in cache.layers if layer.is_initialized for t in (layer.keys, layer.values)
     ]
+    if keeps_everything(cache):
+        return sum(t.numel() * t.element_size() for t in held)
     passing = _PASSING * getattr(inner.config.get_text_config(), "hidden_size", 0) * held[0].element_size()
-    keeps_all = "logits_to_keep" not in inspect.signature(inner.forward).parameters
+    keeps_all = _keeps_all_logits(model)
     return int(sum(t.numel() * t.element_size() for t in held) + passing + keeps_all * logits.numel() * 4)
 
 
-def _keep_rows(cache: DynamicCache, processors: Sequence[Any], left: torch.Tensor) -> None:
-    """Take rows out of a cache and of what draws their tokens."""
-    for layer in cache.layers:
-        layer.batch_select_indices(left)
-    for process in processors:
-        if hasattr(process, "keep_rows"):
-            process.keep_rows(left.tolist())
+def _keeps_all_logits(model: Any) -> bool:
+    """Whether a model computes the logits of every token, asked for or not."""
+    return "logits_to_keep" not in inspect.signature(_inner(model).forward).parameters
 
 
 def _forward(model: Any, new: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
@@ -267,26 +282,7 @@ def _forward(model: Any, new: torch.Tensor, mask: torch.Tensor, cache: DynamicCa
         positions = (mask.cumsum(dim=-1) - 1).masked_fill(mask == 0, 0)
         more["position_ids"] = positions[:, -new.shape[1] :]
     output = model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
-    return output.logits[:, -1].to(copy=True, dtype=torch.float32)  # type: ignore[no-any-return]
-
-
-def _new_cache(inner: Any) -> DynamicCache:
-    """The cache of transformers for a model, with room in the layers that keep everything."""
-    cache = DynamicCache(config=inner.config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    if not cache.layers:
-        raise ValueError("its config names no layers")
-    return cache
-
-
-def _filled_cache(model: Any, opening: Opening, num_rows: int) -> DynamicCache:
-    """A new cache that holds the opening for every row."""
-    cache = _new_cache(_inner(model))
-    for layer, (keys, values) in zip(cache.layers, opening.keys_and_values, strict=False):
-        layer.lazy_initialization(keys, values)
-        layer.keys = keys.expand(num_rows, -1, -1, -1)
-        layer.values = values.expand(num_rows, -1, -1, -1)
-    return cache
+    return output.logits[:, -1].float()  # type: ignore[no-any-return]
 
 
 def _inner(model: Any) -> Any:

@@ -20,7 +20,7 @@ from peftlab.decoding import DecodingSettings, check_asked
 from peftlab.errors import DataError, EvaluationError, NotComputedError
 from peftlab.example_choice import pick_examples
 from peftlab.files import write_text
-from peftlab.generation import GREEDY, generate
+from peftlab.generation import BATCH_SIZE, GREEDY, generate
 from peftlab.likelihoods import class_probabilities, compare_answers
 from peftlab.method import Head
 from peftlab.metric import Score
@@ -58,7 +58,7 @@ class Evaluator:
         head: What the model ends in.
         max_length: Longest training row, which bounds the source of seq2seq and classification prompts.
         max_new_tokens: Longest answer in tokens.
-        batch_size: Most prompts decoded together.
+        batch_size: Most prompts decoded together; as many as are fast and fit the memory where None.
         seed: Seeds the bootstrap, the examples shown, and draws that have no seed of their own.
         decoding: What is asked of the model, and how its answers are decoded.
         labels: Class names of a label task, by which its answers are written to files.
@@ -80,7 +80,7 @@ class Evaluator:
         head: Head,
         max_length: int,
         max_new_tokens: int,
-        batch_size: int,
+        batch_size: int | None,
         seed: int,
         decoding: DecodingSettings = GREEDY,
         labels: Sequence[str] = (),
@@ -92,6 +92,7 @@ class Evaluator:
         self.task, self.examples, self.tokenizer, self.head = task, list(examples), tokenizer, head
         self.max_length, self.max_new_tokens = max_length, max_new_tokens
         self.batch_size, self.seed, self.labels = batch_size, seed, tuple(labels)
+        self._rows_together = batch_size or BATCH_SIZE
         self._by_generate: dict[str, str] = {}
 
     def run(
@@ -172,7 +173,7 @@ class Evaluator:
         prompts = [builder.prompt_ids(example.source, room=room) for example in self.examples]
         if self.head == "classification":
             pad_id = self.tokenizer.pad_token_id
-            found = class_probabilities(model, prompts, pad_id=pad_id, batch_size=self.batch_size)
+            found = class_probabilities(model, prompts, pad_id=pad_id, batch_size=self._rows_together)
             return [str(row.index(max(row))) for row in found], [max(row) for row in found], 0.0
         ids = [example.id for example in self.examples]
         asked = [identity, self._decoding(), dict(zip(ids, prompts, strict=True))]
@@ -237,10 +238,10 @@ class Evaluator:
         """Take the label that the model finds the most likely, prompts of similar length together."""
         labels: Sequence[str] = self.task.LABELS
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        for start in range(0, len(order), self._rows_together):
+            chosen = order[start : start + self._rows_together]
             asked = [examples[i] for i in chosen]
-            rows = compare_answers(model, builder, asked, labels, batch_size=self.batch_size)
+            rows = compare_answers(model, builder, asked, labels, batch_size=self._rows_together)
             pairs = list(zip(chosen, rows, strict=True))
             keep({i: labels[row.index(max(row))] for i, row in pairs}, {i: max(row) for i, row in pairs})
             if progress is not None:
@@ -254,7 +255,7 @@ class Evaluator:
         number = {example.id: i for i, example in enumerate(self.examples)}
         collate = Collator(self.tokenizer.pad_token_id, self.head)
         device = next(model.parameters()).device
-        size = self.batch_size
+        size = self._rows_together
         batches = (collate(rows[start : start + size]) for start in range(0, len(rows), size))
         return perplexity(
             model,
@@ -296,7 +297,7 @@ class Evaluator:
             JSON-ready metrics, decoding, the answers' file, seconds, and which examples to show.
         """
         told = self._decoding()
-        written = {} if self.head == "classification" else {"batch_size": self.batch_size}
+        written = {} if self.head == "classification" else {"batch_size": self.batch_size or "auto"}
         return self.describe_scores(
             evaluation.scores,
             probabilities=evaluation.probabilities,

@@ -189,7 +189,7 @@ class EvaluationConfig:
         enabled: Whether test outputs are generated and scored.
         num_samples: Test examples to score; 0 means all.
         max_new_tokens: Longest answer in tokens.
-        batch_size: Prompts generated together.
+        batch_size: Prompts generated together; 0 takes as many as are fast and fit the memory.
     """
 
     enabled: bool = True

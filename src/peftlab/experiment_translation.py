@@ -79,7 +79,7 @@ def run_config_of(experiment: ExperimentConfig) -> RunConfig:
                 "enabled": evaluation.enabled,
                 "num_samples": (evaluation.num_samples or None) if evaluation.enabled else None,
                 "max_new_tokens": evaluation.max_new_tokens,
-                "batch_size": evaluation.batch_size,
+                "batch_size": evaluation.batch_size or None,
             },
             "output": {"directory": experiment.output_dir, "name": experiment.experiment_name},
         }
@@ -221,7 +221,7 @@ def _nearest(config: RunConfig) -> ExperimentConfig:
             config.evaluation.enabled,
             config.evaluation.num_samples or 0,
             config.evaluation.max_new_tokens or MAX_NEW_TOKENS,
-            config.evaluation.batch_size,
+            config.evaluation.batch_size or 0,
         ),
         dynamic_lora=_phases(config),
         experiment_name=config.output.name,

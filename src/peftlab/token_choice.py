@@ -127,7 +127,8 @@ class FiniteLogits:
             EvaluationError: One is NaN or plus infinity.
         """
         self.begins = self.begins or input_ids.shape[1]
-        wrong = (scores.isnan() | scores.isposinf()).any(dim=1)
+        highest = scores.amax(dim=1)  # NaN where one is
+        wrong = highest.isnan() | highest.isposinf()
         if self.end_id is not None:
             wrong &= ~(input_ids[:, self.begins :] == self.end_id).any(dim=1)
         if bool(wrong.any()):

@@ -122,11 +122,11 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
     expected, sizes = answers(model, DecodingSettings()), []
     real = generation._answer_batch
 
-    def limited(model: Any, tokenizer: Any, rows: list[list[int]], *rest: Any) -> list[str]:
+    def limited(model: Any, tokenizer: Any, rows: list[list[int]], *rest: Any) -> None:
         sizes.append(len(rows))
         if len(rows) > most:
             raise torch.OutOfMemoryError("no room")
-        return real(model, tokenizer, rows, *rest)
+        real(model, tokenizer, rows, *rest)
 
     monkeypatch.setattr(generation, "_answer_batch", limited)
     assert answers(model, DecodingSettings()) == expected

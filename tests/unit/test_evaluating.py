@@ -43,7 +43,7 @@ def score_file(folder: Path, file: Path, **rest: Any) -> dict[str, Any]:
 def test_splits_and_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = score(folder)
     assert (result["split"], result["num_examples"]) == ("test", 6)
-    assert result["after"]["decoding"] == {"kind": "greedy", "max_new_tokens": 4, "batch_size": 32}
+    assert result["after"]["decoding"] == {"kind": "greedy", "max_new_tokens": 4, "batch_size": "auto"}
     validation = score(folder, split="validation", num_samples=2)
     assert (validation["split"], validation["num_examples"]) == ("validation", 2)
     monkeypatch.setattr(e2e_nlg, "NUM_EVALUATED", 5, raising=False)
@@ -73,11 +73,11 @@ def test_a_killed_evaluation_goes_on(folder: Path, tmp_path: Path, monkeypatch: 
     ]
     real, asked = generation._answer_batch, []
 
-    def killed(model: Any, tokenizer: Any, rows: list[list[int]], *rest: Any) -> list[str]:
+    def killed(model: Any, tokenizer: Any, rows: list[list[int]], *rest: Any) -> None:
         asked.append(len(rows))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return real(model, tokenizer, rows, *rest)
+        real(model, tokenizer, rows, *rest)
 
     monkeypatch.setattr(generation, "_answer_batch", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -22,6 +22,7 @@ from peftlab.config import build_config
 from peftlab.errors import ConfigError, EvaluationError, NotComputedError
 from peftlab.evaluation import evaluate_saved, score_saved
 from peftlab.evaluation_result import EvaluationResult
+from peftlab.experiment_translation import experiment_of, run_config_of
 from peftlab.generation import classify
 from peftlab.likelihoods import class_probabilities, compare_answers, log_likelihoods
 from peftlab.metrics import meteor
@@ -296,3 +297,16 @@ def test_the_texts_are_at_hand(folder: Path) -> None:
     chosen = scored.result["after"]["examples"]
     assert {entry["id"] for kind in ("best", "worst", "random") for entry in chosen[kind]} <= ids
     assert set(chosen["random"][0]) == {"id", "score"}, "texts stay in the answers' file"
+
+
+@pytest.mark.parametrize(("batch_size", "told"), [(None, 0), (5, 5)])
+def test_a_batch_size_that_nobody_names_is_the_evaluations_own_choice(
+    batch_size: int | None, told: int
+) -> None:
+    config = build_config({"evaluation": {"batch_size": batch_size}, "task": {"name": "e2e_nlg"}})
+    assert build_config({}).evaluation.batch_size is None
+    experiment = experiment_of(config)
+    assert experiment.evaluation.batch_size == told
+    assert run_config_of(experiment).evaluation.batch_size == batch_size
+    with pytest.raises(ConfigError, match=r"evaluation\.batch_size"):
+        build_config({"evaluation": {"batch_size": 0}})
