@@ -17,6 +17,7 @@ from peftlab.batches import IGNORED, Collator, Row
 from peftlab.catalog import METHODS
 from peftlab.config import build_config
 from peftlab.gradients import GradientGroups
+from peftlab.grouping import Grouping
 from peftlab.isolation import Isolation
 from peftlab.mapping import map_model
 from peftlab.objective import ModelLoss
@@ -138,6 +139,7 @@ def prepare(
     batch_size: int = 2,
     trunk_bytes: int = 0,
     packed: bool = False,
+    grouped: bool = False,
     **training: Any,
 ) -> Finished:
     """A run that is ready to be started by `.trainer.train()`.
@@ -161,6 +163,7 @@ def prepare(
         batch_size: Rows of a batch.
         trunk_bytes: Most bytes of kept hidden states.
         packed: Whether rows are packed.
+        grouped: Whether padded batches are divided by length.
         training: Further settings of `training`.
 
     Returns:
@@ -204,6 +207,7 @@ def prepare(
         seed=SEED,
         trunk_bytes=trunk_bytes,
         isolation=Isolation(attached.model) if packed else None,
+        grouping=Grouping(head, pass_tokens=2) if grouped else None,
     )
     callback = Progress(patience=patience, quiet=True)
     trainer = LabTrainer(parts, make_arguments(config, Path(folder), schedule), [callback, watcher])

@@ -19,9 +19,12 @@ from peftlab.errors import DataError
 from peftlab.method import Head
 from peftlab.streams import permutation
 from peftlab.task import CHAT_PROMPT, Example, render_prompt
+from peftlab.tokenizing import Tokenizing
 
 IGNORED = -100
 """The label that the loss leaves out (torch's `ignore_index`)."""
+_TOGETHER = 512
+"""Examples whose texts are tokenised together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class RowBuilder:
             )
         self.tokenizer, self.prompt, self.head, self.max_length = tokenizer, prompt, head, max_length
         self.chat = ChatPrompts(tokenizer) if prompt == CHAT_PROMPT else None
+        self._tokenizing = Tokenizing(tokenizer)
 
     def build(
         self, examples: Sequence[Example], *, limit: int | None = None, one_prompt: bool = False
@@ -104,7 +108,10 @@ class RowBuilder:
         """
         rows: list[Row] = []
         count = RowCount()
-        for example in examples:
+        for place, example in enumerate(examples):
+            if place % _TOGETHER == 0 and self.chat is None:
+                ahead = _TOGETHER if limit is None else min(_TOGETHER, limit - count.kept)
+                self._read_ahead(examples[place : place + ahead])
             answers: Sequence[str | int] = example.references
             if self.head == "classification":
                 answers = () if example.label is None else (example.label,)
@@ -120,6 +127,15 @@ class RowBuilder:
                 if row is not None:
                     rows.append(row)
         return rows, count
+
+    def _read_ahead(self, examples: Sequence[Example]) -> None:
+        """Tokenise the texts of examples together."""
+        prompts = [render_prompt(self.prompt, example.source) for example in examples]
+        plain = [answer for example in examples for answer in example.references]
+        if self.head == "causal":
+            pairs = zip(prompts, examples, strict=True)
+            plain = prompts + [f"{start} {text}" for start, one in pairs for text in one.references]
+        self._tokenizing.read_ahead(prompts, plain if self.head != "classification" else [])
 
     def _room(self, source: str, answers: Sequence[str | int]) -> int | None:
         """Tokens left for a prompt by the longest of its answers; None where answers take none."""
@@ -205,9 +221,7 @@ class RowBuilder:
 
     def _prompt_ids(self, source: str) -> list[int]:
         """Tokens of the whole prompt, with the special tokens that open a text."""
-        ids: list[int] = self.tokenizer(render_prompt(self.prompt, source), add_special_tokens=True)[
-            "input_ids"
-        ]
+        ids = self._tokenizing.ids(render_prompt(self.prompt, source), special=True)
         if self.head == "causal":  # some tokenizers close every text; here the answer follows
             while len(ids) > 1 and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
                 ids = ids[:-1]
@@ -227,14 +241,16 @@ class RowBuilder:
             after: The prompt it follows; "" for a decoder of its own.
         """
         text = f" {answer}" if after else answer
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if (
             after
         ):  # tokenizers that mark word starts put a mark of their own before a text: learn it as it follows
-            whole = self.tokenizer(after + text, add_special_tokens=False)["input_ids"]
-            start = self.tokenizer(after, add_special_tokens=False)["input_ids"]
+            whole, start = (
+                self._tokenizing.ids(after + text, special=False),
+                self._tokenizing.ids(after, special=False),
+            )
             if whole[: len(start)] == start:
-                ids = whole[len(start) :]
+                return [*whole[len(start) :], self.tokenizer.eos_token_id]
+        ids = self._tokenizing.ids(text, special=False)
         return [*ids, self.tokenizer.eos_token_id]
 
 
@@ -318,15 +334,20 @@ class EpochOrder:
         rows_per_step: Rows of one optimizer step, over all processes and accumulated batches.
         batch_size: Rows of one batch.
         seed: The run's seed.
+        lengths: Of each row: the rows of a step then go into its batches by falling length; None leaves them mixed.
     """
 
-    def __init__(self, num_rows: int, *, rows_per_step: int, batch_size: int, seed: int) -> None:
-        self.num_rows, self.rows_per_step, self.batch_size, self.seed = (
-            num_rows,
-            rows_per_step,
-            batch_size,
-            seed,
-        )
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        rows_per_step: int,
+        batch_size: int,
+        seed: int,
+        lengths: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        self.num_rows, self.rows_per_step, self.batch_size = num_rows, rows_per_step, batch_size
+        self.seed, self.lengths = seed, lengths
         self.epoch = 0
         self.drop_last = False
 
@@ -370,4 +391,9 @@ class EpochOrder:
         wanted = self.steps_per_epoch * self.rows_per_step
         while len(order) < wanted:
             order += order[: wanted - len(order)]
+        if (lengths := self.lengths) is not None:
+            steps = (
+                order[start : start + self.rows_per_step] for start in range(0, wanted, self.rows_per_step)
+            )
+            order = [i for rows in steps for i in sorted(rows, key=lambda i: lengths[i], reverse=True)]
         return order

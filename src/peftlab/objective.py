@@ -158,6 +158,35 @@ class LabelledLoss(ModelLoss):
             handle.remove()
 
 
+class ClassLoss(ModelLoss):
+    """Cross entropy of classes in float32 or wider: a model in half precision rounds its own loss to three digits.
+
+    loss = sum over rows of -log softmax(z)[class]; the logits z are the model's own.
+
+    Args:
+        penalty: What the method adds to each training loss, or None.
+    """
+
+    def __init__(self, penalty: Callable[[], torch.Tensor | None] | None = None) -> None:
+        super().__init__("classification")
+        self.penalty = penalty
+
+    def total(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        """The sum of the batch's loss terms.
+
+        Args:
+            model: The model, in its training or evaluation mode.
+            batch: input_ids and attention_mask (batch, seq), labels (batch,).
+
+        Returns:
+            A scalar with its graph.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        loss = F.cross_entropy(_wide(model(**inputs).logits), batch["labels"], reduction="sum")
+        added = self.penalty() if self.penalty is not None and model.training else None
+        return loss if added is None else loss + added * len(batch["labels"])
+
+
 class CrossEntropy(torch.autograd.Function):
     """The sum over rows of log sum_v exp(z_v) - z_label, by pieces, and never a float32 copy of all logits.
 
@@ -234,27 +263,32 @@ def choose_objective(
     Returns:
         The objective, and what was found, for a log.
     """
-    own, labelled = ModelLoss(head), labelled_loss(model, head=head, penalty=penalty)
-    if isinstance(labelled, str):
-        return own, f"the model's own loss: {labelled}"
+    own, tried = ModelLoss(head), labelled_loss(model, head=head, penalty=penalty)
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    other: LabelledLoss | ClassLoss
+    if not isinstance(tried, str):
+        other, name = tried, "over labelled rows alone"
+    elif head == "classification" and half:
+        other, name = ClassLoss(penalty), "of classes in float32"
+    else:
+        return own, f"the model's own loss: {tried}"
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             expected = float(own.total(model, batch))
-            found = float(labelled.total(model, batch))
+            found = float(other.total(model, batch))
     except (ModelError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return own, f"the model's own loss: with labelled rows alone its forward pass fails ({reason})"
+        return own, f"the model's own loss: {name} it fails ({reason})"
     finally:
         model.train(was_training)
-    half = next(labelled.output.parameters()).dtype in (torch.float16, torch.bfloat16)
     if not abs(found - expected) <= (_HALF if half else _FULL) * max(abs(expected), 1.0):
         return (
             own,
-            f"the model's own loss: over labelled rows alone it is {found:.6g} instead of {expected:.6g}",
+            f"the model's own loss: {name} it is {found:.6g} instead of {expected:.6g}",
         )
-    return labelled, f"over labelled rows alone ({found:.6g}; the model's own loss: {expected:.6g})"
+    return other, f"{name} ({found:.6g}; the model's own loss: {expected:.6g})"
 
 
 def labelled_loss(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peftlab.batches import Collator, Row
 from peftlab.config import TrainingSettings
+from peftlab.grouping import Grouping
 from peftlab.isolation import Isolation
-from peftlab.layout import choose_layout, sample_rows
+from peftlab.layout import choose_grouping, choose_layout, sample_rows
 from peftlab.method import Attachment, Head
 from peftlab.objective import Objective, choose_objective
 
@@ -20,12 +22,18 @@ class StepEngine:
     Attributes:
         objective: What is minimised.
         isolation: Keeps the rows of packed batches apart; None pads them.
+        grouping: Divides padded batches into groups of like length; None leaves them whole.
         found: What was tried and found, for a log: "objective" and "layout".
     """
 
     objective: Objective
     isolation: Isolation | None
+    grouping: Grouping | None
     found: dict[str, str]
+
+    def layout(self) -> dict[str, Any]:
+        """How rows lie, as `TrainingParts` takes it."""
+        return {"isolation": self.isolation, "grouping": self.grouping}
 
 
 def choose_engine(
@@ -50,14 +58,14 @@ def choose_engine(
     device = next(model.parameters()).device
     batch = {n: v.to(device) for n, v in Collator(pad_id, head)(sample_rows(rows)).items()}
     objective, loss = choose_objective(model, batch, head=head, penalty=attachment.penalty)
+    size, wanted = training.batch_size, training.layout
     isolation, layout = choose_layout(
-        model,
-        attachment.family,
-        rows,
-        objective,
-        head=head,
-        pad_id=pad_id,
-        batch_size=training.batch_size,
-        wanted=training.layout,
+        model, attachment.family, rows, objective, head=head, pad_id=pad_id, batch_size=size, wanted=wanted
     )
-    return StepEngine(objective, isolation, {"objective": loss, "layout": layout})
+    grouping = None
+    if isolation is None:
+        grouping, why = choose_grouping(
+            model, rows, objective, head=head, pad_id=pad_id, batch_size=size, wanted=wanted
+        )
+        layout = f"{layout}; {why}"
+    return StepEngine(objective, isolation, grouping, {"objective": loss, "layout": layout})

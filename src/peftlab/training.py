@@ -11,6 +11,7 @@ from typing import Any
 from peftlab.batches import Collator, Row
 from peftlab.config import RunConfig
 from peftlab.devices import choose_device, num_processes
+from peftlab.grouping import Grouping
 from peftlab.isolation import Isolation
 from peftlab.method import Attachment
 from peftlab.objective import Objective
@@ -43,6 +44,7 @@ class TrainingParts:
         keep_checkpoints: How many checkpoints stay besides the best.
         seed: Root of the random streams.
         isolation: Keeps the rows of packed batches apart; None pads them.
+        grouping: Divides padded batches into groups of like length; None leaves them whole.
         trunk_bytes: Most bytes that hidden states of frozen blocks may take on disk; 0 keeps none.
     """
 
@@ -57,6 +59,7 @@ class TrainingParts:
     keep_checkpoints: int = 2
     seed: int = 42
     isolation: Isolation | None = None
+    grouping: Grouping | None = None
     trunk_bytes: int = 0
 
 

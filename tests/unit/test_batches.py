@@ -9,6 +9,7 @@ from peftlab.batches import IGNORED, Collator, EpochOrder, Row, RowBuilder
 from peftlab.errors import DataError
 from peftlab.generation import generate
 from peftlab.task import Example, render_prompt
+from peftlab.tokenizing import Tokenizing
 
 PROMPT = "Say: {source} ="
 
@@ -215,6 +216,36 @@ def test_law_5_companion_another_rendering_is_noticed(monkeypatch):
     (row,), _ = made.build([example("the cat", "runs")])
     monkeypatch.setattr(batches, "render_prompt", lambda template, source: render_prompt("{source}", source))
     assert made.prompt_ids("the cat", room=40) != row.input_ids[: row.labels.count(IGNORED)]
+
+
+@pytest.mark.parametrize("head", ["causal", "seq2seq", "classification"])
+@pytest.mark.parametrize("one_prompt", [False, True])
+def test_rows_tokenised_together_are_those_tokenised_alone(head, one_prompt, monkeypatch):
+    words = ["the", "big", "blue", "cat", "runs", "on", "and", "on"]
+    examples = [
+        example(" ".join(words[: 1 + n % 8]), *words[: n % 4], label=n % 2, name=f"x{n}") for n in range(20)
+    ]
+    together = builder(head, max_length=12).build(examples, limit=14, one_prompt=one_prompt)
+    monkeypatch.setattr(batches, "_TOGETHER", 3)
+    assert builder(head, max_length=12).build(examples, limit=14, one_prompt=one_prompt) == together
+    monkeypatch.setattr(Tokenizing, "read_ahead", lambda *_: None)
+    assert builder(head, max_length=12).build(examples, limit=14, one_prompt=one_prompt) == together
+
+
+def test_known_texts_cost_one_call(monkeypatch):
+    made, calls = builder(), []
+    tokenizer = made.tokenizer
+
+    def counting(text, **options):
+        calls.append(text)
+        return tokenizer(text, **options)
+
+    monkeypatch.setattr(made._tokenizing, "tokenizer", counting)
+    made.build([example("the cat", "runs", "on"), example("the big cat", "runs")] * 3)
+    assert len(calls) == 2, "with and without special tokens"
+    first = made._tokenizing.ids("the cat", special=True)
+    first.append(0)
+    assert made._tokenizing.ids("the cat", special=True) != first, "each caller has a list of its own"
 
 
 # -- order --------------------------------------------------------------------------------------------------------

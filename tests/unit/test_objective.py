@@ -12,7 +12,7 @@ import tiny_runs
 from peftlab.batches import IGNORED, Collator
 from peftlab.catalog import METHODS
 from peftlab.mapping import map_model
-from peftlab.objective import LabelledLoss, ModelLoss, choose_objective
+from peftlab.objective import ClassLoss, LabelledLoss, ModelLoss, choose_objective
 
 GENERATING = [name for name in tiny_models.BUILDERS if tiny_models.HEADS[name] != "classification"]
 
@@ -71,9 +71,10 @@ def test_experts_have_it_in_float32():
         torch.testing.assert_close(got[key], wanted[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_the_head_computes_labelled_rows_alone():
-    model, batch = tiny_models.build("llama"), batch_of("llama")
-    chosen, _ = choose_objective(model, batch, head="causal")
+@pytest.mark.parametrize("name", ["llama", "t5", "bart"])
+def test_the_head_computes_labelled_rows_alone(name):
+    model, batch, head = tiny_models.build(name), batch_of(name), tiny_models.HEADS[name]
+    chosen, _ = choose_objective(model, batch, head=head)
     seen = []
     model.lm_head.register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
     chosen.total(model, batch)
@@ -154,3 +155,32 @@ def test_a_model_whose_logits_are_looked_at_by_position_keeps_its_own_loss():
 def test_classification_has_its_own():
     chosen, _ = choose_objective(tiny_models.build("bert"), batch_of("bert"), head="classification")
     assert type(chosen) is ModelLoss
+
+
+def test_classes_have_their_loss_in_full_width_where_the_model_rounds_it():
+    model, batch = tiny_models.build("bert").bfloat16(), batch_of("bert", 8)
+    chosen, found = choose_objective(model, batch, head="classification")
+    assert isinstance(chosen, ClassLoss), found
+    loss = chosen.total(model, batch)
+    assert loss.dtype == torch.float32
+    logits = model(**{**batch, "labels": None}).logits.double()
+    expected = F.cross_entropy(logits, batch["labels"], reduction="sum")
+    assert math.isclose(float(loss.detach()), float(expected.detach()), rel_tol=1e-6)
+    assert model(**batch).loss.dtype == torch.bfloat16, "so the model's own would be rounded"
+
+
+def test_a_penalty_is_added_to_the_loss_of_classes_in_training_alone():
+    model, batch = tiny_models.build("bert"), batch_of("bert", 4)
+    plain, chosen = ClassLoss(), ClassLoss(lambda: torch.tensor(0.5))
+    with torch.no_grad():
+        assert torch.equal(chosen.total(model.eval(), batch), plain.total(model, batch))
+        whole = chosen.total(model.train(), batch)
+    assert float(whole) > 2.0, "half a unit for each of four rows, and the loss"
+
+
+def test_several_classes_a_row_keep_the_models_own_loss():
+    model, batch = tiny_models.build("bert").bfloat16(), batch_of("bert", 4)
+    model.config.problem_type = "multi_label_classification"
+    chosen, found = choose_objective(model, batch, head="classification")
+    assert type(chosen) is ModelLoss
+    assert "the model's own loss" in found
