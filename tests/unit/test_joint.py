@@ -39,7 +39,10 @@ CLOSE = 1e-5
 
 
 def settings(run: dict[str, Any]) -> Settings:
-    names = ("rank", "alpha", "targets", "dropout", "use_dora", "init", "bias", "optimizer")
+    names = (
+        "rank", "alpha", "targets", "dropout", "use_dora", "use_rslora", "init", "bias", "optimizer", "modules_to_save",
+        "rank_pattern", "layers",
+    )  # fmt: skip
     return Settings(**{name: run[name] for name in names if name in run})
 
 
@@ -155,6 +158,23 @@ def test_phases_and_one_run_alone(tmp_path: Path) -> None:
     train_together(joined, joint)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_each_has_its_own_optimizer_scale_and_rank_of_each_module(dropout: float, tmp_path: Path) -> None:
+    plain = {"rank": 4, "alpha": 4, "targets": "both", "dropout": dropout, "rate": 1e-3}
+    runs = {
+        "plus": plain | {"optimizer": "lora_plus", "seed": 1, "alpha": 16},
+        "frozen": plain | {"optimizer": "lora_fa", "seed": 2},
+        "scaled": plain | {"use_rslora": True, "seed": 3, "rank_pattern": {"mlp": 2}},
+        "top": plain | {"layers": (1,), "seed": 4},
+    }
+    check_same("llama", tmp_path, runs, steps=12, packed=True)
+
+
+def test_wide_adapters_are_computed_one_by_one(tmp_path: Path) -> None:
+    runs = {name: RUNS[name] | {"rank": 49, "targets": "both"} for name in ("small", "wide")}
+    check_same("llama", tmp_path, runs, steps=4)
+
+
 def test_a_run_that_fails_leaves_the_others_as_they_are_alone(tmp_path: Path) -> None:
     runs = {"good": RUNS["small"], "bad": RUNS["wide"] | {"rate": 1e30, "seed": 5}}
     joined, joint = join("llama", tmp_path, runs, steps=10)
@@ -188,7 +208,7 @@ def test_saved_as_alone_and_taken_off(tmp_path: Path) -> None:
     [
         ({"bias": "all"}, "bias=all"),
         ({"init": "pissa"}, "init=pissa"),
-        ({"optimizer": "lora_plus"}, "optimizer=lora_plus"),
+        ({"modules_to_save": ("norm",)}, "modules_to_save"),
         ({"targets": "all"}, "embeddings and head"),
     ],
 )

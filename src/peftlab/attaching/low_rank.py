@@ -72,7 +72,7 @@ class LowRankAttachment(PeftAttachment):
         selection = further_modules(model, family, selection, settings.modules_to_save)
         check_experts(selection, settings)
         if selection.scope:
-            check_beside_others(selection.scope, settings, self._start)
+            self._check_beside_others(selection.scope)
         sites = [*selection.adapted, *selection.experts]
         patterns = {
             name: resolve_pattern(family, sites, getattr(settings, name), name=name)
@@ -105,6 +105,14 @@ class LowRankAttachment(PeftAttachment):
         self._live = live
         self._originals = {name: kept(p) for name, p in self._changing().items()}
         self.rewritten = tuple(self._originals)
+
+    def _check_beside_others(self, scope: str) -> None:
+        """Refuse what an adapter beside others cannot have for itself.
+
+        Raises:
+            MethodError: It is asked for.
+        """
+        check_beside_others(scope, self._settings, self._start)
 
     def _configure(
         self, model: nn.Module, family: FamilyMap, selection: Selection, patterns: Mapping[str, Any]

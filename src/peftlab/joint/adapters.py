@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +42,21 @@ class AdapterOfRun:
 
 class LoraOfRun(LoraAttachment):
     """LoRA whose layers may have the adapters of other runs too."""
+
+    def rests(self, name: str) -> bool:
+        """Whether a tensor is this run's own and LoRA-FA rests it.
+
+        Args:
+            name: The tensor's name in `model`.
+        """
+        return self._is_frozen(name)
+
+    def _is_frozen(self, name: str) -> bool:
+        """Whether LoRA-FA rests a tensor of this run."""
+        return super()._is_frozen(name) and self.name in name.split(".")
+
+    def _check_beside_others(self, scope: str) -> None:
+        """Nothing more: `check_shareable` has looked, and each run has an optimizer of its own."""
 
     def _check_targets(self) -> None:
         """Compare where peft put this run's adapter with what was selected.
@@ -82,13 +97,15 @@ class JoinedAdapters:
     def __init__(
         self, model: nn.Module, family: FamilyMap, adapters: Mapping[str, AdapterOfRun], *, head: Head
     ) -> None:
-        _check(model, family, adapters, head=head)
+        _check_names(model, adapters)
+        check_shareable(model, family, adapters, head=head)
         self.attachments: dict[str, LoraOfRun] = {}
         self.head, self.room = head, Room()
         try:
             for name, adapter in adapters.items():
                 self.attachments[name] = self._attach(model, family, name, adapter)
             self.model: Any = next(iter(self.attachments.values())).model
+            self._rest()
             self.views = share_layers(self.model, list(adapters), self.room)
         except Exception:
             if self.attachments:
@@ -108,6 +125,12 @@ class JoinedAdapters:
             )
         made.config.task_type = TASK_TYPES[self.head]  # as a run alone is saved
         return made
+
+    def _rest(self) -> None:
+        """Rest what LoRA-FA rests: peft lets an adapter train once more whenever another is put beside it."""
+        for name, parameter in self.model.named_parameters():
+            if any(made.rests(name) for made in self.attachments.values()):
+                parameter.requires_grad_(False)
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
@@ -165,11 +188,35 @@ class JoinedAdapters:
         return base
 
 
-def _check(model: nn.Module, family: FamilyMap, adapters: Mapping[str, AdapterOfRun], *, head: Head) -> None:
+def _check_names(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse names that peft could not tell from those of modules.
+
+    Raises:
+        MethodError: There is one.
+    """
+    taken = {part for path, _ in model.named_modules() for part in path.split(".")}
+    for name in names:
+        if not _NAME.fullmatch(name) or name in _RESERVED or name in taken:
+            raise MethodError(
+                f"a run beside others cannot be called '{name}': a letter, then letters, digits, _ and -, and not the"
+                f" name of a module ({', '.join(_RESERVED)})"
+            )
+
+
+def check_shareable(
+    model: nn.Module, family: FamilyMap, adapters: Mapping[str, AdapterOfRun], *, head: Head
+) -> None:
     """Refuse what cannot be had beside other runs.
+
+    Args:
+        model: The base; it may lie on the meta device.
+        family: Its map.
+        adapters: What a message calls the run, to what its adapter is made of.
+        head: What the model ends in.
 
     Raises:
         MethodError: It is asked for.
+        TargetError: Targets match nothing in this model.
     """
     if not adapters:
         raise MethodError("no runs were given")
@@ -178,20 +225,13 @@ def _check(model: nn.Module, family: FamilyMap, adapters: Mapping[str, AdapterOf
             "runs of a classification model cannot share the base: each trains a new head whole, and peft 0.21 lets one copy"
             " of it be active at a time; train them one by one"
         )
-    for name in adapters:
-        taken = {part for path, _ in model.named_modules() for part in path.split(".")}
-        if not _NAME.fullmatch(name) or name in _RESERVED or name in taken:
-            raise MethodError(
-                f"a run beside others cannot be called '{name}': a letter, then letters, digits, _ and -, and not the"
-                f" name of a module ({', '.join(_RESERVED)})"
-            )
     for stack in family.stacks:
         if family.layout(stack) != "bsh":
             raise MethodError(
                 f"runs cannot share this {family.model_type} model: its {stack or 'blocks'} keep rows on another axis than"
                 " the first; train them one by one"
             )
-    if getattr(model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise MethodError(
             "runs cannot share a model with gradient checkpointing, which would draw their dropout twice: switch it off"
         )
@@ -201,7 +241,6 @@ def _check(model: nn.Module, family: FamilyMap, adapters: Mapping[str, AdapterOf
         for what, asked in (
             (f"init={settings.init}", settings.init not in ("default", "gaussian", "orthogonal")),
             (f"bias={settings.bias}", settings.bias != "none"),
-            (f"optimizer={settings.optimizer}", settings.optimizer != "adamw"),
             ("modules_to_save", bool(settings.modules_to_save)),
             (f"targets={settings.targets} (embeddings and head trained whole)", bool(selection.saved)),
             ("experts held as 3-D parameters", bool(selection.experts)),

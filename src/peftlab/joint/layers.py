@@ -7,7 +7,7 @@ the rest. A layer's class is exchanged for a subclass, as `attaching.wide_copies
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -17,10 +17,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from peftlab.errors import MethodError
+from peftlab.joint.blocks import BlockLayer, Blocks, can_be_block
 from peftlab.joint.shares import Shares, whole_share
 from peftlab.joint.streams import DividedDraws
 
-_ROOM, _VIEWS, _KIND = "_joint_room", "_joint_views", "_joint_kind"
+_ROOM, _VIEWS, _BLOCKS, _KIND = "_joint_room", "_joint_views", "_joint_blocks", "_joint_kind"
 
 
 class Room:
@@ -29,11 +30,13 @@ class Room:
     Attributes:
         shares: Which part of the batch is whose; None leaves peft's layers as they are.
         draws: Each run's random draws; None where nothing is drawn.
+        blocks: Whose the entries of h are; None where the pass is one run's.
     """
 
     def __init__(self) -> None:
         self.shares: Shares | None = None
         self.draws: DividedDraws | None = None
+        self.blocks: Blocks | None = None
 
     @contextmanager
     def entered(self, shares: Shares, draws: DividedDraws | None = None) -> Iterator[None]:
@@ -43,13 +46,14 @@ class Room:
             shares: Which part of the batch is whose.
             draws: Each run's random draws; None where nothing is drawn.
         """
-        before = self.shares, self.draws
+        before = self.shares, self.draws, self.blocks
         self.shares, self.draws = shares, draws
+        self.blocks = None if shares.is_whole else Blocks(shares)
         try:
             with nullcontext() if draws is None else draws:
                 yield
         finally:
-            self.shares, self.draws = before
+            self.shares, self.draws, self.blocks = before
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
@@ -87,6 +91,7 @@ def share_layers(model: nn.Module, names: Sequence[str], room: Room) -> dict[str
         for name, view in views.items():
             found[name].append(view)
         vars(module)[_ROOM], vars(module)[_VIEWS] = room, views
+        vars(module)[_BLOCKS] = _block_layer(module, views, room)
         kind: Any = type(module)
         module.__class__ = _shared_layer(kind)
     return found
@@ -100,7 +105,7 @@ def part_layers(model: nn.Module) -> None:
     """
     for module in model.modules():
         if vars(module).pop(_VIEWS, None) is not None:
-            del vars(module)[_ROOM]
+            del vars(module)[_ROOM], vars(module)[_BLOCKS]
             module.__class__ = getattr(type(module), _KIND)
 
 
@@ -142,6 +147,26 @@ def _draws(view: Any, name: str) -> bool:
     return isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
 
 
+def _block_layer(layer: Any, views: Mapping[str, nn.Module], room: Room) -> BlockLayer | None:
+    """The layer with the runs' adapters as blocks of one; None where fewer than two can be."""
+    names = [name for name in views if can_be_block(layer, name)]
+    if len(names) < 2:
+        return None
+
+    def drop(x: torch.Tensor, now: Sequence[str]) -> torch.Tensor:
+        shares, draws = room.shares, room.draws
+        if shares is None or draws is None or not any(_draws(views[name], name) for name in now):
+            return x
+        pieces = shares.split(x)
+        for number, name in enumerate(shares.names):
+            if name in now and _draws(views[name], name):
+                with draws.of(name):
+                    pieces[number] = layer.lora_dropout[name](pieces[number])
+        return shares.merge(pieces, x)
+
+    return BlockLayer(layer, names, drop)
+
+
 @cache
 def _shared_layer(kind: Any) -> type[nn.Module]:
     """A subclass of a layer of peft that computes its base once for all runs."""
@@ -152,13 +177,19 @@ def _shared_layer(kind: Any) -> type[nn.Module]:
         if shares is None or self.disable_adapters or self.merged:
             whole: torch.Tensor = kind.forward(self, x, *args, **kwargs)
             return whole
-        result = self.base_layer(x, *args, **kwargs)
-        if not any(name in views for name in shares.names):
+        layer, blocks = vars(self)[_BLOCKS], room.blocks
+        together = [name for name in shares.names if layer is not None and name in layer.names]
+        if blocks is None or layer is None or not layer.fits(together, x):
+            together = []
+        result = (
+            layer(blocks, together, x, *args, **kwargs) if together else self.base_layer(x, *args, **kwargs)
+        )
+        if not any(name in views and name not in together for name in shares.names):
             return result  # type: ignore[no-any-return]
         done = []
         for name, inputs, answer in zip(shares.names, shares.split(x), shares.split(result), strict=True):
             view = views.get(name)
-            if view is None:
+            if view is None or name in together:
                 done.append(answer)
                 continue
             vars(view)["training"] = self.training  # DoRA asks

@@ -157,17 +157,28 @@ class Meeting:
 
     def _pass(self, live: Mapping[str, Seat]) -> None:
         """One forward and backward pass over the rows of all."""
-        batch, shares = join_batches({name: seat.batch for name, seat in live.items()}, pad_id=self.pad_id)
         for seat in live.values():
             for parameter, gradient in zip(seat.parameters, seat.gradients, strict=True):
                 parameter.grad = gradient
-        streams = {name: seat.stream for name, seat in live.items() if seat.stream is not None}
-        totals = self.totals(batch, shares, DividedDraws(shares, streams))
-        losses = [total * (1 / seat.terms) for total, seat in zip(totals, live.values(), strict=True)]
-        torch.autograd.backward(losses)
-        for seat, loss in zip(live.values(), losses, strict=True):
-            seat.loss = loss.detach()
+        losses = self._losses(live)
+        if not torch.isfinite(torch.stack(list(losses.values()))).all():
+            # zero times what is not finite is no zero: each has a pass of its own, and what is broken stays where it is
+            losses = {name: self._losses({name: seat})[name] for name, seat in live.items()}
+        sound = [loss for loss in losses.values() if torch.isfinite(loss)]
+        if sound:
+            torch.autograd.backward(sound)
+        for name, seat in live.items():
+            seat.loss = losses[name].detach()
             self._take_gradients(seat)
+
+    def _losses(self, live: Mapping[str, Seat]) -> dict[str, torch.Tensor]:
+        """Each run's share of its step's mean, with the graph of all."""
+        batch, shares = join_batches({name: seat.batch for name, seat in live.items()}, pad_id=self.pad_id)
+        streams = {name: seat.stream.copied() for name, seat in live.items() if seat.stream is not None}
+        totals = self.totals(batch, shares, DividedDraws(shares, streams))
+        return {
+            name: total * (1 / seat.terms) for total, (name, seat) in zip(totals, live.items(), strict=True)
+        }
 
     def totals(self, batch: Batch, shares: Shares, draws: DividedDraws | None = None) -> list[torch.Tensor]:
         """The sum of each run's loss terms in a joint batch."""

@@ -69,6 +69,29 @@ class Shares:
         beside = _parts(tensor.reshape(sum(self.rows), width, -1), self.rows)
         return [piece[:, : self.widths[width][i]].flatten(0, 1) for i, piece in enumerate(beside)]
 
+    def owners(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
+        """The number of the run that each row or token belongs to.
+
+        Args:
+            shape: Of a tensor of the whole batch, as for `split`, without its features.
+            device: Where.
+
+        Returns:
+            Numbers in `names`, of a shape that is broadcast to `shape`.
+
+        Raises:
+            ModelError: The rows cannot be told apart in this shape.
+        """
+        numbers = torch.arange(len(self.names), device=device)
+        if self.tokens and shape == (1, sum(self.tokens)):
+            return numbers.repeat_interleave(torch.tensor(self.tokens, device=device)).unsqueeze(0)
+        if self.tokens and shape == (sum(self.tokens),):
+            return numbers.repeat_interleave(torch.tensor(self.tokens, device=device))
+        owners = numbers.repeat_interleave(torch.tensor(self.rows, device=device))
+        if shape[0] == sum(self.rows):
+            return owners.view(-1, *[1] * (len(shape) - 1))
+        return owners.repeat_interleave(self._flat_width(torch.empty(*shape, 1, device="meta")))
+
     def merge(
         self, pieces: Sequence[torch.Tensor], like: torch.Tensor, *, axes: tuple[int, ...] = (1,)
     ) -> torch.Tensor:

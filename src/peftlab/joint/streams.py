@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -50,6 +51,10 @@ class Stream:
         self._device = device
         self._host = torch.get_rng_state()
         self._card = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def copied(self) -> Stream:
+        """Another stream that stands at the same place."""
+        return copy(self)
 
     @contextmanager
     def drawn(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ run alone. A run's own `TrainingArguments` say how long it trains; runs of diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from peftlab.attaching.attachment import ADAPTER
 from peftlab.errors import ConfigError, MethodError, RunError
 from peftlab.joint.adapters import JoinedAdapters
 from peftlab.joint.meeting import Meeting
@@ -33,12 +34,14 @@ class JointRun:
         arguments: As for a run alone (`training.make_arguments`).
         callbacks: As for a run alone.
         resume_from: A checkpoint of the run to go on from; None begins.
+        carry_out: Carries the trainer out in place of its `train`, and gives what it came to.
     """
 
     parts: TrainingParts
     arguments: TrainingArguments
     callbacks: tuple[Any, ...] = field(default=())
     resume_from: str | None = None
+    carry_out: Callable[[LabTrainer], Any] | None = None
 
 
 class JointTrainer(LabTrainer):
@@ -80,6 +83,13 @@ class JointTrainer(LabTrainer):
         with self._meeting.joined.only_trainable(self.run_name):
             return super().create_optimizer(model)
 
+    def _names(self) -> dict[torch.Tensor, str]:
+        """As a run alone names them, which goes on with this checkpoint as this run does with its own."""
+        return {
+            parameter: ".".join(ADAPTER if part == self.run_name else part for part in name.split("."))
+            for parameter, name in super()._names().items()
+        }
+
     def evaluate(self, *args: Any, **others: Any) -> dict[str, float]:
         """The validation loss of this run's adapter alone."""
         with self._meeting.joined.alone(self.run_name):
@@ -96,6 +106,14 @@ class SharedPasses(RowPasses):
     def __init__(self, parts: TrainingParts) -> None:
         super().__init__(parts.attachment, parts.collator, parts.isolation)
         self._is_elsewhere = False
+
+    def enter(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Keep no hidden states: the blocks below all that trains are computed once for all runs instead.
+
+        Returns:
+            This, for a log.
+        """
+        return {"trunk": "not kept: runs that train together share the blocks below instead"}
 
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
@@ -120,6 +138,21 @@ class SharedPasses(RowPasses):
             yield
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How runs that trained together ended.
+
+    Attributes:
+        trainers: The run's name to its trainer.
+        results: What each run came to that reached its end.
+        failed: What ended the others.
+    """
+
+    trainers: dict[str, JointTrainer]
+    results: dict[str, Any]
+    failed: dict[str, BaseException]
+
+
 def train_together(joined: JoinedAdapters, runs: Mapping[str, JointRun]) -> dict[str, JointTrainer]:
     """Train several runs over one base.
 
@@ -135,26 +168,66 @@ def train_together(joined: JoinedAdapters, runs: Mapping[str, JointRun]) -> dict
         ModelError: This model does not compute the runs' losses apart.
         RunError: A run failed; the others have been carried out to their ends.
     """
+    ended = carry_out_together(joined, runs)
+    if ended.failed:
+        raise tell_failed(ended.failed, [name for name in runs if name not in ended.failed])
+    return ended.trainers
+
+
+def tell_failed(failed: Mapping[str, BaseException], done: Sequence[str]) -> RunError:
+    """What to say where runs failed beside others.
+
+    Args:
+        failed: What a message calls the run, to its error.
+        done: The others.
+
+    Returns:
+        The error, its cause the first run's.
+    """
+    told = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failed.items())
+    others = f"; {', '.join(done)} trained to the end" if done else ""
+    error = RunError(f"{len(failed)} of {len(failed) + len(done)} runs failed: {told}{others}")
+    error.__cause__ = next(iter(failed.values()))
+    return error
+
+
+def carry_out_together(joined: JoinedAdapters, runs: Mapping[str, JointRun]) -> Ended:
+    """Train several runs over one base, each to its own end.
+
+    Args:
+        joined: Their adapters on the base.
+        runs: Name to run, the names of `joined`.
+
+    Returns:
+        How each ended.
+
+    Raises:
+        ConfigError: The runs cannot share passes.
+        ModelError: This model does not compute the runs' losses apart.
+    """
     _check(joined, runs)
     first = next(iter(runs.values())).parts
     meeting = Meeting(joined, pad_id=first.collator.pad_id, isolation=first.isolation)
     try_together(meeting, {name: run.parts for name, run in runs.items()})
     trainers = {name: JointTrainer(name, run, meeting) for name, run in runs.items()}
 
-    def act(name: str) -> Any:
-        return lambda: trainers[name].train(resume_from_checkpoint=runs[name].resume_from)
+    results: dict[str, Any] = {}
+
+    def act(name: str) -> Callable[[], None]:
+        def carry_out() -> None:
+            run, trainer = runs[name], trainers[name]
+            results[name] = (
+                trainer.train(resume_from_checkpoint=run.resume_from)
+                if run.carry_out is None
+                else run.carry_out(trainer)
+            )
+
+        return carry_out
 
     failed = meeting.hold(
         {n: (act(n), tuple(trainer.parameters.values())) for n, trainer in trainers.items()}
     )
-    if failed:
-        told = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failed.items())
-        done = [name for name in runs if name not in failed]
-        others = f"; {', '.join(done)} trained to the end" if done else ""
-        raise RunError(f"{len(failed)} of {len(runs)} runs failed: {told}{others}") from next(
-            iter(failed.values())
-        )
-    return trainers
+    return Ended(trainers, results, failed)
 
 
 def _check(joined: JoinedAdapters, runs: Mapping[str, JointRun]) -> None:
