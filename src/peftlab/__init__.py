@@ -23,6 +23,11 @@ if TYPE_CHECKING:
         setup_model_with_lora,
     )
     from peftlab.config import RunConfig
+    from peftlab.continual.learners import (
+        FullLayerContinualLearner,
+        HybridLoRAFullLayerLearner,
+        LoRAContinualLearner,
+    )
     from peftlab.efficiency import (
         Efficiency,
         Measured,
@@ -103,7 +108,6 @@ if TYPE_CHECKING:
         create_efficient_finetuning_manager,
     )
     from peftlab.mapping import map_model
-    from peftlab.method_guide import recommend
     from peftlab.metric import Score
     from peftlab.model_adapters import (
         BARTModelAdapter,
@@ -118,6 +122,7 @@ if TYPE_CHECKING:
     from peftlab.model_facts import ModelFamily
     from peftlab.model_registry import UniversalModelRegistry
     from peftlab.rank_log import RankLog, load_rank_log
+    from peftlab.recommending import recommend
     from peftlab.run import RunFolder
     from peftlab.seed_data import get_data_collator, load_and_preprocess_dataset
     from peftlab.seed_evaluation import (
@@ -130,6 +135,7 @@ if TYPE_CHECKING:
     )
     from peftlab.store import load
     from peftlab.task import Example, Splits
+    from peftlab.together import run_together
     from peftlab.universal_adapter import UniversalModelAdapter
     from peftlab.vision_text import (
         VisionTextLoRA,
@@ -165,17 +171,20 @@ __all__ = [
     "Example",
     "ExperimentConfig",
     "ExtensionConfig",
+    "FullLayerContinualLearner",
     "GPTModelAdapter",
     "GradientAnalysisConfig",
     "GradientMeasuringTrainer",
     "GradientNormCallback",
     "GradientNormLog",
     "HybridExtension",
+    "HybridLoRAFullLayerLearner",
     "InputError",
     "Interrupted",
     "LLaMAModelAdapter",
     "LayerMapping",
     "LoRAConfig",
+    "LoRAContinualLearner",
     "LoRAExtension",
     "LoRALayer",
     "LoRALinear",
@@ -259,6 +268,7 @@ __all__ = [
     "plot_training_loss",
     "print_trainable_parameters",
     "recommend",
+    "run_together",
     "score_efficiency",
     "setup_model_with_lora",
 ]

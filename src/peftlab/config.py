@@ -17,7 +17,6 @@ from pydantic import Field, field_validator, model_validator
 
 from peftlab.catalog import METHODS, PROBES, TASKS
 from peftlab.decoding import DecodingSettings
-from peftlab.errors import ConfigError
 from peftlab.files import write_text
 from peftlab.schedule import Curve, PhaseSettings, Schedule, canonical_strategy, place_phases, strategy_phases
 from peftlab.settings import Settings, validate
@@ -69,6 +68,8 @@ class TaskSettings(Settings):
     """Longest training row in tokens; longer sources are cut, targets never."""
     num_samples: int | None = Field(default=None, ge=1)
     """How many training rows to use; None means all."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seeds which rows train, validate and test; None is training.seed. Runs of several seeds share it to be compared."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The task's own settings; checked by the task, which also fills in its defaults."""
 
@@ -146,7 +147,7 @@ class ScheduleSettings(Settings):
         return self
 
 
-Layout = Literal["auto", "padded", "packed"]
+Layout = Literal["auto", "padded", "grouped", "packed"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
@@ -160,7 +161,8 @@ class TrainingSettings(Settings):
     accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes whose gradients make one optimizer step."""
     layout: Layout = "auto"
-    """How the rows of a batch lie: padded to the longest, packed without pads, each alone, or auto, the cheaper of both."""
+    """How the rows of a batch lie: padded to the longest, grouped by length and padded, packed without pads, or auto, the
+    cheapest that this model is shown to compute alike."""
     trunk_cache_gigabytes: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     """Most that kept hidden states may take on disk: of frozen blocks below all that trains, read again in later passes over
     the same rows; 0 keeps none."""
@@ -205,8 +207,8 @@ class EvaluationSettings(DecodingSettings):
     """Whether the base is scored too, before training."""
     num_samples: int | None = Field(default=None, ge=1)
     """How many test examples to score; None means all."""
-    batch_size: int = Field(default=32, ge=1)
-    """Prompts generated together."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Prompts generated together; None takes as many as are fast and fit the memory."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> EvaluationSettings:
@@ -313,6 +315,11 @@ class RunConfig(Settings):
             self.training.curve,
         )
 
+    @property
+    def data_seed(self) -> int:
+        """Seeds which rows train, validate and test."""
+        return self.training.seed if self.task.seed is None else self.task.seed
+
     def fingerprint(self) -> str:
         """Eight hexadecimal digits of everything but where the output goes: equal configs, equal fingerprints."""
         plain = self.model_dump(mode="json", exclude={"output": True, "model": {"auto_dtype"}})
@@ -369,32 +376,3 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
         10
     """
     return validate(RunConfig, values)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a config file as plain values.
-
-    Args:
-        path: A YAML file.
-
-    Returns:
-        Its mapping.
-
-    Raises:
-        ConfigError: It is missing, not YAML, or not a mapping.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the config file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"the config file {path}{line} is not YAML: {problem}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"the config file {path} must hold keys and values, such as 'training: {{max_steps: 100}}'"
-        )
-    return values

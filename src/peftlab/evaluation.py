@@ -120,7 +120,9 @@ def score_saved(
     found = find_reference(reference, task=task, data_dir=data_dir, changes=changes, directory=directory)
     opened = found.open()
     settings, seed = opened.config.evaluation, opened.config.training.seed
-    examples = choose_examples(opened.splits, split, _limit(found, opened.task, num_samples), seed)
+    examples = choose_examples(
+        opened.splits, split, _limit(found, opened.task, num_samples), opened.config.data_seed
+    )
     evaluator = Evaluator(
         opened.task,
         examples,

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import CheckpointError, OutputError
+from peftlab.errors import CheckpointError, ConfigError, OutputError
 
 CHECKSUMS = "checksums.json"
 _CHUNK_BYTES = 1 << 20
@@ -166,3 +166,32 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a config file as plain values.
+
+    Args:
+        path: A YAML file.
+
+    Returns:
+        Its mapping.
+
+    Raises:
+        ConfigError: It is missing, not YAML, or not a mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"the config file {path}{line} is not YAML: {problem}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the config file {path} must hold keys and values, such as 'training: {{max_steps: 100}}'"
+        )
+    return values

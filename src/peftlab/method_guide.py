@@ -16,6 +16,7 @@ class Recommendation:
         settings: Arguments of the manager's `apply_...` of that method.
         reason: The document's reason.
         command: The same as a run. AdaLoRA's rank is there what a module keeps on average, not what it begins with.
+        evidence: What finished runs say, where some were given; see `recommending.recommend`.
         name: The method as `--method` and `peftlab.finetune` take it: "lora", "p_tuning", "adalora" or "prefix_tuning".
     """
 
@@ -23,6 +24,7 @@ class Recommendation:
     settings: dict[str, int | float | bool] = field(hash=False)
     reason: str
     command: str
+    evidence: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

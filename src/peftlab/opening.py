@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.catalog import TASKS
-from peftlab.config import RunConfig, build_config, read_yaml
+from peftlab.config import RunConfig, build_config
 from peftlab.decoding import ONE_KIND_ALONE, WRITTEN_ALONE
 from peftlab.errors import InputError, OutputError, UnknownNameError
+from peftlab.files import read_yaml
 from peftlab.run import RunFolder
 from peftlab.store import MANIFEST, Opened, open_config, read_manifest
 

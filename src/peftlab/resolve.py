@@ -79,7 +79,7 @@ def resolve(config: RunConfig) -> Resolved:
     check_places(config)
     _check_trackers(config.training.trackers)
     task = _load_task(config.task.name)
-    seed = config.training.seed
+    seed = config.data_seed
     splits = load_splits(config.task, seed=seed)
     source = find_model(config.model, num_labels=len(splits.labels) or None, as_texts=splits.as_texts)
     splits = splits.for_head(source.head)

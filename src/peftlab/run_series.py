@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from peftlab.config import RunConfig
 from peftlab.errors import RunError
 from peftlab.run import RunFolder
 
+_FIRST_FILES = {RunFolder.ENVIRONMENT, RunFolder.PREFLIGHT, RunFolder.EVENTS, "checkpoints", "plots"}
+_LOOK_SECONDS, _END_SECONDS = 0.5, 20.0
 
-def carry_out_run(config: RunConfig, configs: Path) -> dict[str, Any]:
+
+def carry_out_run(
+    config: RunConfig, configs: Path, *, give_up: Callable[[RunFolder], bool] | None = None
+) -> dict[str, Any]:
     """Carry out one run in a process of its own; go on with one that was killed, read one that is finished.
 
     Args:
         config: The run; its folder is `output.directory` / `run_name()`.
         configs: Where the config file for the process goes; made if needed.
+        give_up: Is asked about twice a second whether the run shall be ended; it can be gone on with later.
 
     Returns:
-        As `read_run`.
+        As `read_run`; empty where it was given up.
 
     Raises:
         RunError: The run failed; the message says how the finished ones are kept.
@@ -34,23 +42,72 @@ def carry_out_run(config: RunConfig, configs: Path) -> dict[str, Any]:
         if run.has(RunFolder.CONFIG):
             command = ["--resume", str(path)]
         else:
+            _clear(path)
             file = configs / f"{path.name}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
             command = [str(config.save(file))]
-        process = subprocess.run(
-            [sys.executable, "-m", "peftlab", "run", *command],
-            env=os.environ | {"PYTHONWARNINGS": "ignore"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if process.returncode:
-            last = (process.stderr.strip() or process.stdout.strip()).splitlines()[-1:]
+        process = _Process([sys.executable, "-m", "peftlab", "run", *command])
+        while give_up is not None and process.goes_on(_LOOK_SECONDS):
+            if run.has(RunFolder.CONFIG) and give_up(run):
+                process.end()
+                return {}
+        code, said = process.wait()
+        if code:
+            last = said.strip().splitlines()[-1:]
             raise RunError(
-                f"{path.name} failed (exit code {process.returncode}): {' '.join(last)}; the finished runs in"
+                f"{path.name} failed (exit code {code}): {' '.join(last)}; the finished runs in"
                 f" {path.parent} are not done again with --set runs={path.parent}"
             )
     return read_run(run, config)
+
+
+def _clear(path: Path) -> None:
+    """Take away a folder in which a run was killed before it wrote what was asked for; else the run would go beside it."""
+    if path.is_dir() and {entry.name for entry in path.iterdir()} <= _FIRST_FILES:
+        shutil.rmtree(path)
+
+
+class _Process:
+    """A process whose words are kept in files, so that no pipe fills up while nobody reads."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._out, self._error = TemporaryFile(), TemporaryFile()  # noqa: SIM115 - closed by `wait`
+        self._process = subprocess.Popen(
+            command, env=os.environ | {"PYTHONWARNINGS": "ignore"}, stdout=self._out, stderr=self._error
+        )
+
+    def goes_on(self, seconds: float) -> bool:
+        """Wait a little; whether it still runs."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    def end(self) -> None:
+        """Ask it to end, and see that it does."""
+        self._process.terminate()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._out.close()
+        self._error.close()
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code and what it said, errors first."""
+        try:
+            code = self._process.wait()
+        except BaseException:  # the person leaves: the run leaves too, and can be gone on with
+            self.end()
+            raise
+        texts = []
+        for stream in (self._error, self._out):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace").strip())
+            stream.close()
+        return code, texts[0] or texts[1]
 
 
 def read_run(run: RunFolder, config: RunConfig) -> dict[str, Any]:

@@ -102,9 +102,9 @@ def score_file(
     check_split(split)
     found = find_reference(reference, task=task, data_dir=data_dir, changes=changes, directory=directory)
     config, module = found.config, TASKS.load(found.config.task.name)
-    splits = load_splits(config.task, seed=config.training.seed)
+    splits = load_splits(config.task, seed=config.data_seed)
     limit = num_samples if isinstance(num_samples, int) else None
-    examples = choose_examples(splits, split, limit, config.training.seed)
+    examples = choose_examples(splits, split, limit, config.data_seed)
     answers = read_predictions(predictions, examples)
     labels_only = bool(splits.labels) and not any(example.references for example in examples)
     if labels_only:

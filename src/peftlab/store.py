@@ -20,9 +20,9 @@ from typing import Any
 
 from peftlab.attaching.towers import attach_adapters
 from peftlab.catalog import TASKS
-from peftlab.config import AdapterSettings, RunConfig, build_config, read_yaml
+from peftlab.config import AdapterSettings, RunConfig, build_config
 from peftlab.errors import CheckpointError, InputError
-from peftlab.files import CHECKSUMS, new_folder, verify_folder, write_json, write_text
+from peftlab.files import CHECKSUMS, new_folder, read_yaml, verify_folder, write_json, write_text
 from peftlab.method import Attachment, Head
 from peftlab.model_card import bundle_card
 from peftlab.restoring import load_whole, parse_manifest
@@ -361,7 +361,7 @@ def open_config(config: RunConfig, bundle: Path | None, *, with_data: bool = Fal
     task = TASKS.load(config.task.name)
     splits = Splits((), (), ())
     if with_data:
-        splits = load_splits(config.task, seed=config.training.seed)
+        splits = load_splits(config.task, seed=config.data_seed)
     manifest = None if bundle is None else read_manifest(bundle)
     labels = splits.labels if manifest is None else tuple(manifest["labels"])
     as_texts = manifest is None and splits.as_texts

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftlab.commands import evaluating, experimenting
+from peftlab.commands import evaluating, experimenting, together
 from peftlab.commands.flags import read_flags
 from peftlab.commands.inspecting import INSPECT, INSPECT_USAGE, add_inspect, read_inspect
 from peftlab.commands.parsing import (
@@ -117,7 +117,8 @@ def _resume(args: argparse.Namespace) -> int:
             f"--resume goes on with the run's own settings, so {', '.join(given)} cannot be given too;"
             " start a new run for other settings"
         )
-    from peftlab.config import build_config, read_yaml
+    from peftlab.config import build_config
+    from peftlab.files import read_yaml
 
     folder = _find_run(args.resume, args.output_dir)
     config = build_config(read_yaml(folder / "config.yaml"))
@@ -127,11 +128,31 @@ def _resume(args: argparse.Namespace) -> int:
     return 0
 
 
+def _together(args: argparse.Namespace) -> int:
+    """Carry out `peftlab together`."""
+    if args.resume:
+        folders = together.read_resumed(args, _find_run)
+        from peftlab.together import resume_together
+
+        resume_together(folders)
+        return 0
+    configs = together.read_together(args, _tell_once)
+    from peftlab.together import run_together
+
+    run_together(list(configs.values()), names=list(configs))
+    return 0
+
+
 def _add_plan(parser: Parser) -> None:
     """The arguments of `plan`."""
     add_settings(parser)
     parser.add_argument(
         "--memory", metavar="SIZE", help="plan for so much memory, e.g. 24GB, instead of what is there"
+    )
+    parser.add_argument(
+        "--largest_batch",
+        action="store_true",
+        help="look for the largest batch that fits, which takes seconds more",
     )
 
 
@@ -152,7 +173,7 @@ def _plan(args: argparse.Namespace) -> int:
     from peftlab.execute import plan
     from peftlab.tables import render_preflight
 
-    preflight = plan(config, memory=memory)
+    preflight = plan(config, memory=memory, largest_batch=args.largest_batch)
     print(render_preflight(preflight))
     if "memory" in preflight:
         from peftlab.memory.text import render_memory
@@ -258,7 +279,13 @@ def _inspect(args: argparse.Namespace) -> int:
 def _experiment(args: argparse.Namespace) -> int:
     """Carry out `peftlab experiment`."""
     request = experimenting.read_experiment(args)
-    files = request.leaf.carry_out(request.settings, experimenting.make_folder(request), print)
+    folder = experimenting.make_folder(request)
+    if hasattr(request.leaf, "carry_out"):
+        files = request.leaf.carry_out(request.settings, folder, print)
+    else:
+        from peftlab.study.conducting import conduct
+
+        files = conduct(request.leaf, request.settings, folder, print)
     print(experimenting.tell_written(files))
     return 0
 
@@ -287,6 +314,7 @@ VERBS: dict[str, Verb] = {
         _run,
         RunParser,
     ),
+    "together": Verb(together.TOGETHER, together.TOGETHER_USAGE, together.add_together, _together),
     "plan": Verb(
         "Show what a run would do - rows, tokens, what trains when, whether it fits - and stop before training.",
         _SETTINGS_NOTE

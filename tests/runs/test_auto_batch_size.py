@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 import whole_runs
 from peftlab import execute
 from peftlab.cli import main
-from peftlab.config import RunConfig, build_config, read_yaml
+from peftlab.config import RunConfig, build_config
 from peftlab.errors import ConfigError, ModelError
+from peftlab.files import read_yaml
 from peftlab.memory import fitting, prediction, splitting
 from peftlab.memory.budget import Budget
 from peftlab.run import RunFolder

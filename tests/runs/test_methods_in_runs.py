@@ -12,9 +12,10 @@ import transformers as T
 import tiny_models
 import whole_runs
 from peftlab.catalog import METHODS
-from peftlab.config import build_config, read_yaml
+from peftlab.config import build_config
 from peftlab.errors import ConfigError, MethodError, ScheduleError
 from peftlab.execute import execute, plan
+from peftlab.files import read_yaml
 from peftlab.generation import generate
 from peftlab.mapping import map_model
 from peftlab.store import load, open_run

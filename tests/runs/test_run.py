@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 import peftlab
 import whole_runs
 from peftlab.checkpoint import load_adapter
-from peftlab.config import build_config, read_yaml
+from peftlab.config import build_config
 from peftlab.errors import CheckpointError
 from peftlab.evaluation import evaluate_saved
 from peftlab.execute import execute, plan
-from peftlab.files import verify_folder
+from peftlab.files import read_yaml, verify_folder
 from peftlab.generation import answer
 from peftlab.run import RunFolder
 

@@ -139,7 +139,7 @@ def test_read_from_runs(runs: tuple[RunFolder, RunFolder], tmp_path: Path) -> No
     assert found.memory_efficiency == pytest.approx(2 / 3)
     assert found.training_speed == pytest.approx(2 / 3)
     assert found.model_performance == 0.5
-    page = check_page(write_comparison(runs))
+    page = check_page(write_comparison(runs), sortable=True)
     assert "<h2>Efficiency</h2>" in page
     assert f"{found.efficiency_score:.3f}" in page
     assert "against full, 0.5 where they are equal" in page

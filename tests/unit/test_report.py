@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -105,9 +106,17 @@ def test_several_runs_side_by_side(tmp_path: Path) -> None:
         fabricate_run(tmp_path, "b", steps=40, rank=16, bleu=70.0),
     ]
     write_report(runs[0])
-    page = check_page(write_comparison([run.path for run in runs]))
+    page = check_page(write_comparison([run.path for run in runs]), sortable=True)
     assert (tmp_path / "comparison.html").exists()
-    assert headings(page) == ["Scores", "Results", "Settings that differ", "Loss", "Pages of the runs"]
+    assert headings(page) == [
+        "Scores", "Runs", "What a score costs", "Results", "Settings that differ", "Loss"
+    ]  # fmt: skip
+    assert f'href="{runs[0].report.as_uri()}"' in page
+    numbers = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert [one["metrics"]["bleu"]["value"] for one in numbers["runs"]][1] == 70.0
+    lines = list(csv.DictReader((tmp_path / "comparison.csv").read_text(encoding="utf-8").splitlines()))
+    assert [line["bleu value"] for line in lines][1] == "70.0"
+    assert [line["run"] for line in lines] == [one["run"] for one in numbers["runs"]]
     assert "adapters[0].settings.rank" in page
     assert "70.00 [67.60, 72.40]" in page
     other = write_comparison(runs, tmp_path / "other.html")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,20 +28,42 @@ def write_finished(path: Path) -> None:
     (path / RunFolder.DONE).touch()
 
 
+def folder_of(command: list[str]) -> Path:
+    return Path(command[-1]).parents[1] / "runs" / Path(command[-1]).name.removesuffix(".yaml")
+
+
+def write_begun(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / RunFolder.CONFIG).write_text("training: {}\n")
+
+
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The arguments of each `peftlab run`; it finishes, but where its name begins with "bad"."""
     asked: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        asked.append(command[command.index("run") + 1 :])
-        name = Path(command[-1]).name.removesuffix(".yaml")
-        if name.startswith("bad"):
-            return subprocess.CompletedProcess(command, 1, "", "first\nwhat went wrong\n")
-        write_finished(Path(command[-1]).parents[1] / "runs" / name)
-        return subprocess.CompletedProcess(command, 0, "", "")
+    class Stand:
+        """Stands in for a process."""
 
-    monkeypatch.setattr(run_series.subprocess, "run", run)
+        def __init__(self, command: list[str]) -> None:
+            self.command, self.looks = command, 3
+            asked.append(command[command.index("run") + 1 :])
+
+        def goes_on(self, seconds: float) -> bool:
+            self.looks -= 1
+            write_begun(folder_of(self.command))
+            return self.looks > 0
+
+        def end(self) -> None:
+            asked.append(["ended"])
+
+        def wait(self) -> tuple[int, str]:
+            if folder_of(self.command).name.startswith("bad"):
+                return 1, "first\nwhat went wrong\n"
+            write_finished(folder_of(self.command))
+            return 0, ""
+
+    monkeypatch.setattr(run_series, "_Process", Stand)
     return asked
 
 
@@ -80,3 +101,39 @@ def test_the_lowest_loss_is_chosen_and_an_edge_is_told() -> None:
 
 def test_a_bar_in_a_cell_is_no_new_cell() -> None:
     assert render_markdown([["a"], ["b|c"]]).splitlines()[-1] == "| b\\|c |"
+
+
+def test_a_run_that_is_given_up_is_ended_and_can_be_gone_on_with(
+    commands: list[list[str]], tmp_path: Path
+) -> None:
+    config = build_config({"output": {"directory": str(tmp_path / "runs"), "name": "one"}})
+    assert carry_out_run(config, tmp_path / "configs", give_up=lambda run: True) == {}
+    assert commands[1:] == [["ended"]]
+    assert carry_out_run(config, tmp_path / "configs", give_up=lambda run: False)["steps"] == 2
+    assert commands[2][0] == "--resume"
+
+
+def test_words_of_a_real_process_are_kept_and_it_can_be_ended() -> None:
+    loud = run_series._Process([sys.executable, "-c", "import sys; print('x' * 200_000); sys.exit('why')"])
+    assert loud.wait() == (1, "why")
+    slow = run_series._Process([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert slow.goes_on(0.01)
+    slow.end()
+    assert not slow.goes_on(0.01)
+
+
+def test_a_run_killed_before_its_config_was_written_begins_anew(
+    commands: list[list[str]], tmp_path: Path
+) -> None:
+    config = build_config({"output": {"directory": str(tmp_path / "runs"), "name": "one"}})
+    path = tmp_path / "runs" / config.run_name()
+    path.mkdir(parents=True)
+    (path / RunFolder.EVENTS).touch()
+    carry_out_run(config, tmp_path / "configs")
+    assert commands[0][0].endswith(".yaml")
+    assert not (path / RunFolder.EVENTS).exists()
+    strange = tmp_path / "runs" / "strange"
+    strange.mkdir()
+    (strange / "mine.txt").touch()
+    run_series._clear(strange)
+    assert strange.exists(), "what is not a run's is left alone"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.catalog import EXPERIMENTS
-from peftlab.commands.parsing import Parser
+from peftlab.commands.parsing import Parser, count
 from peftlab.commands.preconditions import check_model_folder, check_writable
 from peftlab.errors import ConfigError, OutputError
 
@@ -21,7 +21,9 @@ mylab.experiments.mine is a module of your own.
 examples:
   peftlab experiment demo
   peftlab experiment demo --model DIR --output DIR
-  peftlab experiment demo --set rank=4 --set steps=50"""
+  peftlab experiment demo --set rank=4 --set steps=50
+  peftlab experiment sweep runs/NAME/config.yaml --set space.method.rank=[4,8,16]
+  peftlab experiment modules --seeds 3 --set config.task.name=e2e_nlg --set config.task.data_dir=DIR"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,19 @@ def add_experiment(parser: Parser) -> None:
     """
     parser.add_argument("name", metavar="NAME", help="the experiment, see `peftlab list experiments`")
     parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        type=Path,
+        help="a run's config file, for experiments that vary one",
+    )
+    parser.add_argument(
         "--model", metavar="MODEL", help="a model's folder or hub name (default: the experiment's own)"
+    )
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        help="how many seeds; from three on a winner may be named, where seeds are compared",
     )
     parser.add_argument(
         "--set",
@@ -83,23 +97,35 @@ def read_experiment(args: argparse.Namespace) -> ExperimentRequest:
         ModelError: The model is written as a path, and there is no model folder.
         OutputError: The output folder cannot be written.
     """
+    from peftlab.commands.overlay import put
     from peftlab.commands.sources import read_assignment
+    from peftlab.files import read_yaml
     from peftlab.settings import validate
 
     name = EXPERIMENTS.check(args.name)
     values: dict[str, Any] = {} if args.model is None else {"model": args.model}
+    leaf = EXPERIMENTS.load(name)
+    if args.config is not None:
+        if not {"config", "preset"} <= leaf.Settings.model_fields.keys():
+            raise ConfigError(
+                f"the experiment {name} takes no config file; it has: {', '.join(leaf.Settings.model_fields)}"
+            )
+        values |= {"config": read_yaml(args.config), "preset": None}
+    if args.seeds is not None:
+        values["seeds"] = count(args.seeds, "seeds")
+    given: set[str] = set(values)
     for text in args.assignments:
         assignment = read_assignment(text)
-        if assignment.key in values:
+        if assignment.key in given:
             raise ConfigError(f"--set {text}: {assignment.key} is given twice")
-        values[assignment.key] = assignment.value
+        given.add(assignment.key)
+        put(values, assignment.key, assignment.value)
     if args.model is not None:
         check_model_folder(args.model)
     try:
         check_writable(args.output)
     except OutputError as error:
         raise OutputError(str(error).replace("(--output_dir, output.directory)", "(--output)")) from None
-    leaf = EXPERIMENTS.load(name)
     return ExperimentRequest(name, leaf, validate(leaf.Settings, values), args.output)
 
 

@@ -6,11 +6,14 @@ import json
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from peftlab.catalog import CATALOGS
 from peftlab.errors import InputError, UnknownNameError
 
 Row = tuple[str, ...]
+_RUNS = (Path("runs"), Path("experiments") / "runs")
+"""Where runs lie by default."""
 KINDS_WITH_SETTINGS = ("methods", "tasks", "probes")
 """Kinds of which one by name can be listed."""
 
@@ -126,16 +129,19 @@ def _presets() -> str:
 
 def _guide() -> str:
     from peftlab.method_guide import TASK_TYPES, recommend
+    from peftlab.recommending import weigh_runs
+    from peftlab.run import RunFolder
 
     rows: list[Row] = [("KIND OF TASK", "METHOD", "TO BEGIN WITH", "BECAUSE")]
     for kind in TASK_TYPES:
         advice = recommend(kind)
         rows.append((kind, advice.name, advice.command, advice.reason))
     note = (
-        "The efficient fine-tuning document's rule of thumb. What runs on your own data say is worth more: run several"
-        " methods and `full`, then `peftlab report RUN RUN ...` puts them side by side."
+        "The efficient fine-tuning document's rule of thumb. What runs on your own data say is worth more: `peftlab"
+        " experiment methods` compares them, and `peftlab report RUN RUN ...` puts runs side by side."
     )
-    return f"{columns(rows)}\n\n{note}"
+    found = [text for folder in _RUNS if folder.is_dir() for text in weigh_runs(RunFolder.all_in(folder))]
+    return "\n\n".join([columns(rows), note, *(f"Your runs: {text}." for text in found)])
 
 
 def _strategies() -> str:

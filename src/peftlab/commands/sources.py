@@ -15,8 +15,9 @@ from peftlab.commands.flags import Assignment
 from peftlab.commands.overlay import LeftOut, lay_over, left_out, method_name, nest, put, single_method
 from peftlab.commands.presets import PRESET_FOLDER, preset_names
 from peftlab.commands.unknown_keys import drop_unknown as drop_unknown
-from peftlab.config import EMBEDDED_BASE, RunConfig, build_config, read_yaml
+from peftlab.config import EMBEDDED_BASE, RunConfig, build_config
 from peftlab.errors import ConfigError, UnknownNameError
+from peftlab.files import read_yaml
 
 EMBEDDED_PRESET = "embedded"
 _EMBEDDED_TASK = "embedded"

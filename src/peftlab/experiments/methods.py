@@ -2,103 +2,133 @@
 
 All methods see the same rows in the same order for the same number of steps and are asked in the same way. The learning rate
 of each is the one of the lowest validation loss after shorter runs, as many for every method; the test examples are looked
-at for the table alone. Each run has a process of its own, so that its peak of memory is its own. With one seed no winner is
-named: the intervals are of the test examples.
+at for the table alone. Each run has a process of its own, so that its peak of memory is its own. The efficient fine-tuning
+document's claims are measured beside it: the share of parameters, the memory and the speed of convergence against `full`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from peftlab.catalog import METHODS
-from peftlab.config import RunConfig, build_config
-from peftlab.errors import ConfigError, InputError
-from peftlab.files import write_json, write_text
-from peftlab.run_series import carry_out_run as _carry_out
-from peftlab.run_series import choose_lowest, edge_note, rate_rows, render_markdown
-from peftlab.settings import Settings as _Settings
-from peftlab.tables import render_text, show_bytes, show_count, show_score, show_seconds
+from peftlab.config import RunConfig
+from peftlab.errors import InputError
+from peftlab.losses import read_losses
+from peftlab.study.carrying import Carried, DoneRun
+from peftlab.study.planning import make_config
+from peftlab.study.settings import StudySettings
+from peftlab.study.telling import Table
 
-_FACTORS = (0.32, 1.0, 3.2)
+QUESTION = "Which method learns best here, and what does it cost?"
 _WITHOUT_SETTINGS = ("peft",)  # its type has no default: it is tried where it is named with one
+_FULL = "full"
+_SHARES, _MEMORY = (0.01, 0.05), (10.0, 100.0)
 
 
-class Settings(_Settings):
+class Settings(StudySettings):
     """What can be set on the comparison."""
 
-    model: str | None = None
-    """A model's folder or hub name; none is the preset's."""
-    preset: str = "embedded"
-    """The preset that gives task, rows, steps and batch size; its method and schedule are left out."""
     methods: tuple[str, ...] = ()
     """The methods; none is all that need no settings and apply to the model."""
-    factors: tuple[float, ...] = _FACTORS
+    factors: tuple[float, ...] = (0.32, 1.0, 3.2)
     """Factors on the learning rate that a method begins with: the preset's times the method's `RATE_TO_LORA`."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Steps of each run; none is the preset's."""
-    choosing_steps: int | None = Field(default=None, ge=1)
-    """Steps of the runs that choose a learning rate; none is a third of a run's."""
-    eval_samples: int | None = Field(default=None, ge=1)
-    """Test examples; none is all."""
-    seed: int = Field(default=42, ge=0)
-    """Seeds the order of rows, the adapters and dropout."""
-    runs: Path | None = None
-    """Folder with the runs of an earlier try; what is finished there is not done again."""
 
     @field_validator("methods")
     @classmethod
     def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(METHODS.check(name) for name in methods)
 
-    @field_validator("factors")
-    @classmethod
-    def _positive(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
-        if not factors or min(factors) <= 0:
-            raise ValueError("at least one factor above 0 is needed")
-        return factors
 
-
-def carry_out(settings: Settings, folder: Path, show: Callable[[str], object]) -> list[Path]:
-    """Train every method and compare.
+def arms(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Every method that applies, at the learning rate that it begins with.
 
     Args:
         settings: What was set.
-        folder: Where runs and tables go.
-        show: Is given each text for a person.
-
-    Returns:
-        `table.md` and `methods.json`.
 
     Raises:
         InputError: No method applies.
-        RunError: A run failed; the others stay and are not done again where `runs` names them.
     """
-    directory = (settings.runs or folder / "runs").expanduser().absolute()
-    tried: dict[str, list[dict[str, Any]]] = {}
-    done: dict[str, dict[str, Any]] = {}
-    refused: dict[str, str] = {}
-    for name in settings.methods or _plain_methods():
-        reason = _refusal(_config(settings, name, settings.factors[0], directory))
-        if reason:
-            refused[name] = reason
-            show(f"{name}: left out: {reason}")
+    refused = _refused(settings)
+    found = {n: _changes(settings, n) for n in settings.methods or _plain_methods() if n not in refused}
+    if not found:
+        raise InputError("no method applies: " + "; ".join(f"{n}: {why}" for n, why in refused.items()))
+    return found
+
+
+def notes(settings: Settings) -> list[str]:
+    """Which methods are left out, and why.
+
+    Args:
+        settings: What was set.
+    """
+    return [f"Left out: {name}: {why}" for name, why in _refused(settings).items()]
+
+
+def tables(carried: Carried) -> list[Table]:
+    """The document's claims, measured against full fine-tuning where that was run.
+
+    Args:
+        carried: The runs.
+    """
+    if _FULL not in carried.done:
+        return []
+    full = carried.done[_FULL]
+    rows = [
+        [
+            "method",
+            "trains 1-5 %",
+            "memory of full by its own",
+            "10-100 x",
+            "steps to full's loss at half its run",
+        ]
+    ]
+    for name, runs in carried.done.items():
+        if name == _FULL:
             continue
-        tried[name] = []
-        for factor in settings.factors if len(settings.factors) > 1 else ():
-            config = _config(settings, name, factor, directory, choosing=True)
-            tried[name].append(_carry_out(config, folder / "configs") | {"factor": factor})
-            rate, loss = config.training.learning_rate, tried[name][-1]["validation_loss"]
-            show(f"{name}: learning rate {rate:g}: validation loss {loss:.4f}")
-        lowest = choose_lowest(tried[name]) or {"factor": settings.factors[0]}
-        done[name] = _carry_out(_config(settings, name, lowest["factor"], directory), folder / "configs")
-        show(f"{name}: {done[name]['steps']} steps in {show_seconds(done[name]['seconds'])}")
-    if not done:
-        raise InputError("no method applies: " + "; ".join(f"{n}: {reason}" for n, reason in refused.items()))
-    return _write(folder, done, tried, refused, show)
+        first = runs[0].result
+        share = first["trainable_parameters"] / first["total_parameters"]
+        ratio = _mean(full, "peak_memory_bytes") / _mean(runs, "peak_memory_bytes")
+        told = "yes" if _SHARES[0] <= share <= _SHARES[1] else f"no: {share:.2%}"
+        rows.append([name, told, f"{ratio:.2f}", _inside(ratio), _convergence(runs, full)])
+    return [Table("What the document claims, measured", rows)]
+
+
+def _inside(ratio: float) -> str:
+    """Whether a memory ratio is what the document says."""
+    return "yes" if _MEMORY[0] <= ratio <= _MEMORY[1] else "no"
+
+
+def _convergence(runs: Sequence[DoneRun], full: Sequence[DoneRun]) -> str:
+    """Steps until a validation loss as low as full's at half its run, against full's, the median over seeds."""
+    found, own = [], []
+    for run, other in zip(runs, full, strict=True):
+        theirs = read_losses(other.run)
+        half = [(s, v) for s, v in zip(theirs.validation_steps, theirs.validation, strict=True)
+                if 2 * s <= other.result["steps"]]  # fmt: skip
+        if not half:
+            return "-"
+        step, wanted = min(half, key=lambda pair: pair[1])
+        mine = read_losses(run.run)
+        reached = [s for s, v in zip(mine.validation_steps, mine.validation, strict=True) if v <= wanted]
+        own.append(step)
+        found.append(min(reached) if reached else None)
+    if any(step is None for step in found):
+        return f"not reached by {sum(step is None for step in found)} of {len(found)} seeds"
+    steps = statistics.median(step for step in found if step is not None)
+    theirs_step = statistics.median(own)
+    verdict = "faster" if steps < theirs_step else "as fast" if steps == theirs_step else "slower"
+    return f"{steps:g} against {theirs_step:g}: {verdict}"
+
+
+def _mean(runs: Sequence[DoneRun], key: str) -> float:
+    """The mean of what the runs came to."""
+    return statistics.fmean(float(run.result[key]) for run in runs)
 
 
 def _plain_methods() -> tuple[str, ...]:
@@ -106,53 +136,41 @@ def _plain_methods() -> tuple[str, ...]:
     return tuple(name for name in METHODS.names() if name not in _WITHOUT_SETTINGS)
 
 
-def _config(
-    settings: Settings, name: str, factor: float, directory: Path, *, choosing: bool = False
-) -> RunConfig:
-    """The config of one run.
-
-    Args:
-        settings: What was set.
-        name: The method.
-        factor: On the learning rate that it begins with.
-        directory: Where the run goes.
-        choosing: Whether it is one of the shorter runs that choose the learning rate.
-
-    Returns:
-        The config.
-    """
-    from peftlab.commands.sources import read_preset
-
-    values = read_preset(settings.preset)
-    values.pop("schedule", None)
+def _changes(settings: Settings, name: str) -> dict[str, Any]:
+    """The config keys of one method."""
     leaf = METHODS.load(name)
-    rate = values["training"]["learning_rate"] * getattr(leaf, "RATE_TO_LORA", 1.0)
-    method = {"name": name}
-    if "dropout" in leaf.Settings.model_fields:
-        method["dropout"] = values.get("method", {}).get("dropout", 0.0)
-    values["method"] = method
-    values["training"] |= {
-        "learning_rate": float(f"{rate * factor:.2g}"),
-        "seed": settings.seed,
+    plain = make_config(name, {"schedule.strategy": None}, settings, Path(), seed=0)
+    rate = plain.training.learning_rate * getattr(leaf, "RATE_TO_LORA", 1.0)
+    changes: dict[str, Any] = {
+        "schedule.strategy": None,
+        "method.name": name,
+        "training.learning_rate": float(f"{rate:.2g}"),
     }
-    steps = settings.max_steps or int(values["training"]["max_steps"])
-    if choosing:
-        steps = settings.choosing_steps or max(1, steps // 3)
-    values["training"] |= {
-        "max_steps": steps, "warmup_steps": steps // 20, "validation_steps": max(1, steps // 4)
-    }  # fmt: skip
-    if settings.model is not None:
-        values["model"] = {"name": settings.model}
-    values["evaluation"] = (
-        {"enabled": False} if choosing else {"before": False, "num_samples": settings.eval_samples}
-    )
-    values["output"] = {"directory": str(directory), "name": name}
-    return build_config(values)
+    if "dropout" in leaf.Settings.model_fields:
+        changes["method.dropout"] = plain.adapters[0].settings.get("dropout", 0.0)
+    return changes
+
+
+def _refused(settings: Settings) -> dict[str, str]:
+    """The methods that cannot be run here, and why."""
+    return dict(_ask(settings.model_dump_json()))
+
+
+@cache
+def _ask(settings: str) -> tuple[tuple[str, str], ...]:
+    """Method and reason, asked once: the model's config and the rows are read for each."""
+    asked = Settings.model_validate_json(settings)
+    found = []
+    for name in asked.methods or _plain_methods():
+        why = _refusal(make_config(name, _changes(asked, name), asked, Path(), seed=0))
+        if why:
+            found.append((name, why))
+    return tuple(found)
 
 
 def _refusal(config: RunConfig) -> str:
     """Why a method cannot be run here; "" where it can."""
-    from peftlab.errors import MethodError, TargetError
+    from peftlab.errors import ConfigError, MethodError, TargetError
     from peftlab.resolve import resolve
 
     try:
@@ -160,49 +178,3 @@ def _refusal(config: RunConfig) -> str:
     except (MethodError, TargetError, ConfigError) as error:
         return str(error)
     return ""
-
-
-def _write(
-    folder: Path,
-    done: Mapping[str, dict[str, Any]],
-    tried: Mapping[str, list[dict[str, Any]]],
-    refused: Mapping[str, str],
-    show: Callable[[str], object],
-) -> list[Path]:
-    """Write and show the tables."""
-    rows = list(_rows(done))
-    choices = rate_rows(tried)
-    notes = [f"Left out: {name}: {reason}" for name, reason in refused.items()]
-    notes += edge_note(tried)
-    notes.append("One seed: no winner is named. Intervals: 95 %, bootstrap over the test examples.")
-    show(render_text(rows, title="\nlowest validation loss first"))
-    for note in notes:
-        show(note)
-    parts = [
-        render_markdown(rows),
-        *(["Learning rates, after shorter runs:", render_markdown(choices)] if choices[1:] else []),
-    ]
-    table, numbers = folder / "table.md", folder / "methods.json"
-    write_text(table, "\n\n".join([*parts, *notes]) + "\n")
-    write_json(numbers, {"done": dict(done), "tried": dict(tried), "refused": dict(refused)})
-    return [table, numbers]
-
-
-def _rows(done: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
-    """The table, lowest validation loss first."""
-    names = list(dict.fromkeys(metric for result in done.values() for metric in result["metrics"]))
-    yield [
-        "method", "learning rate", "validation loss", *names, "trainable", "time", "tokens/s", "peak memory", "adapter"
-    ]  # fmt: skip
-    for name, result in sorted(done.items(), key=lambda item: item[1]["validation_loss"]):
-        yield [
-            name,
-            f"{result['learning_rate']:g}",
-            f"{result['validation_loss']:.4f}",
-            *(show_score(result["metrics"].get(metric)) for metric in names),
-            show_count(result["trainable_parameters"], of=result["total_parameters"]),
-            show_seconds(result["seconds"]),
-            f"{result['tokens_per_second']:,.0f}",
-            show_bytes(result["peak_memory_bytes"]),
-            show_bytes(result["adapter_bytes"]),
-        ]

@@ -31,7 +31,7 @@ def open_foreign(config: RunConfig, path: Path) -> Opened:
     """
     task = TASKS.load(config.task.name)
     seed = config.training.seed
-    splits = load_splits(config.task, seed=seed)
+    splits = load_splits(config.task, seed=config.data_seed)
     foreign = read_foreign(path)
     try:
         source = find_base(foreign, config.model, ())

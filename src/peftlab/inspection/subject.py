@@ -15,9 +15,10 @@ from typing import Any
 from torch import nn
 
 from peftlab.catalog import METHODS
-from peftlab.config import EMBEDDED_BASE, ModelSettings, build_config, read_yaml
+from peftlab.config import EMBEDDED_BASE, ModelSettings, build_config
 from peftlab.devices import choose_device, choose_dtype
-from peftlab.errors import InputError
+from peftlab.errors import InputError, ModelError
+from peftlab.files import read_yaml
 from peftlab.loading import (
     ModelSource,
     find_model,
@@ -29,6 +30,7 @@ from peftlab.loading import (
 )
 from peftlab.mapping import map_model
 from peftlab.mapping.spot_check import spot_check
+from peftlab.method import Attachment
 from peftlab.model_facts import empty_model, model_class
 from peftlab.run import LAST, RunFolder
 from peftlab.store import MANIFEST, attach_saved, check_belongs, read_manifest
@@ -94,12 +96,8 @@ class Subject:
             ModelError: The weights are missing or damaged, or the map does not hold on them.
             CheckpointError: The adapter's files are damaged, or the base is another one.
         """
-        source = self.trained_source
-        if source is not None and self.manifest is not None and self.bundle is not None:
-            check_belongs(self.manifest, source, self.bundle)
-            base = load_model(source, self.settings, seed=self.manifest["seed"])
-            spot_check(base, map_model(base))
-            return attach_saved(base, self.bundle).model, []
+        if self.manifest is not None:
+            return self.attach().model, []
         device = choose_device(self.settings.device)
         dtype = choose_dtype(self.settings.weights_dtype, device)
         model, missing = read_weights(
@@ -108,6 +106,24 @@ class Subject:
         model = model.to(device).eval()
         spot_check(model, map_model(model))
         return model, missing
+
+    def attach(self) -> Attachment:
+        """Read the weights of a base and of the adapter on it.
+
+        Returns:
+            The attachment, its model in evaluation mode on its device.
+
+        Raises:
+            ModelError: It is a bare model, the weights are missing or damaged, or the map does not hold on them.
+            CheckpointError: The adapter's files are damaged, or the base is another one.
+        """
+        source = self.trained_source
+        if source is None or self.manifest is None or self.bundle is None:
+            raise ModelError(f"'{self.reference}' has no adapter: name a run or a bundle")
+        check_belongs(self.manifest, source, self.bundle)
+        base = load_model(source, self.settings, seed=self.manifest["seed"])
+        spot_check(base, map_model(base))
+        return attach_saved(base, self.bundle)
 
     @property
     def trained_source(self) -> ModelSource | None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from peftlab.comparison import Comparison, compare_runs, evaluation_of, metrics_of, status_of
 from peftlab.errors import DataError
-from peftlab.files import write_text
+from peftlab.files import write_json, write_text
 from peftlab.losses import read_losses
 from peftlab.report.comparison_charts import draw_losses, draw_scores
 from peftlab.report.efficiency_table import compare_with_full
 from peftlab.report.page import Section, render_page, scrolling
+from peftlab.report.run_table import Facts, all_facts, draw_costs, draw_runs, to_csv
 from peftlab.report.sections import SECTIONS
 from peftlab.run import RunFolder
 from peftlab.tables import render_html
@@ -44,7 +45,7 @@ def write_report(run_folder: RunFolder | str | Path) -> Path:
 def write_comparison(
     run_folders: Sequence[RunFolder | str | Path], output_path: str | Path | None = None
 ) -> Path:
-    """Write one page that puts several runs side by side.
+    """Write one page that puts several runs side by side, and its numbers as CSV and JSON beside it.
 
     Args:
         run_folders: The runs, finished or not.
@@ -68,8 +69,10 @@ def write_comparison(
         comparison.runs[0].path.absolute().parent / COMPARISON if output_path is None else Path(output_path)
     )
     lead = f'<p class="muted">{escape(", ".join(str(run.path) for run in comparison.runs))}</p>'
-    title = f"{len(comparison.runs)} runs side by side"
-    return write_text(path, render_page(title, lead, _comparison_sections(comparison)))
+    title, facts = f"{len(comparison.runs)} runs side by side", all_facts(comparison)
+    write_text(path.with_suffix(".csv"), to_csv(facts))
+    write_json(path.with_suffix(".json"), {"runs": facts, "notes": comparison.notes})
+    return write_text(path, render_page(title, lead, _comparison_sections(comparison, facts)))
 
 
 def _lead(run: RunFolder) -> str:
@@ -90,7 +93,7 @@ def _lead(run: RunFolder) -> str:
     return f"<p>{escape(' · '.join(words))} &nbsp;{status}</p>"
 
 
-def _comparison_sections(comparison: Comparison) -> list[Section]:
+def _comparison_sections(comparison: Comparison, facts: Sequence[Facts]) -> list[Section]:
     """The parts of the page of several runs."""
     pairs = list(zip(comparison.labels, comparison.runs, strict=True))
     evaluations = [(label, evaluation_of(run)) for label, run in pairs]
@@ -99,17 +102,15 @@ def _comparison_sections(comparison: Comparison) -> list[Section]:
     settings = "<p>All settings are the same.</p>"
     if len(comparison.settings) > 1:
         settings = scrolling(render_html(comparison.settings), wide=True)
-    links = "".join(
-        f'<li><a href="{escape(run.report.absolute().as_uri())}">{escape(label)}</a></li>'
-        for label, run in pairs
-        if run.report.exists()
-    )
+    pages = [run.report.absolute().as_uri() if run.report.exists() else None for run in comparison.runs]
+    costs = draw_costs(facts)
     found = compare_with_full(pairs)
-    sections = [
+    return [
         Section("Scores", f"{draw_scores(scores)}<ul>{notes}</ul>"),
+        Section("Runs", draw_runs(facts, pages)),
+        *([Section("What a score costs", costs)] if costs else []),
         Section("Results", scrolling(render_html(comparison.results), wide=True)),
         *([found] if found is not None else []),
         Section("Settings that differ", settings),
         Section("Loss", draw_losses([(label, read_losses(run)) for label, run in pairs])),
     ]
-    return [*sections, Section("Pages of the runs", f"<ul>{links}</ul>")] if links else sections

@@ -21,6 +21,7 @@ _STYLE = (
     "<style>svg.chart{display:block;width:100%;height:auto;font-size:13px;fill:var(--ink)}"
     "svg.chart .grid{stroke:var(--line)}"
     "svg.chart .line{fill:none;stroke:var(--ink)}svg.chart .m{fill:var(--muted)}svg.chart .t{font-weight:600}"
+    "svg.chart .halo{paint-order:stroke;stroke:var(--ground);stroke-width:5px}"
     "svg.chart .start{stroke:var(--ink);stroke-width:2.5;stroke-dasharray:3 2}</style>"
 )
 
@@ -44,7 +45,7 @@ def draw_scores(scores: Scores) -> str:
     for name in names:
         top = _draw_metric(pen, name, scores, top)
     told = "Bar: after training · thin line: 95 % interval over test examples · dashed: before"
-    return f'<p class="muted">{told}</p>{_chart(pen, top, "scores of each run")}'
+    return f'<p class="muted">{told}</p>{chart(pen, top, "scores of each run")}'
 
 
 def _draw_metric(pen: Pen, name: str, scores: Scores, top: float) -> float:
@@ -62,7 +63,7 @@ def _draw_metric(pen: Pen, name: str, scores: Scores, top: float) -> float:
     top += 28
     for number, (label, before, after) in enumerate(scores):
         middle = top + _BAR / 2
-        pen.text(0, middle + 4, _shorten(label))
+        pen.text(0, middle + 4, shorten(label))
         if after and name in after:
             score = after[name]
             left, right = sorted((place(0.0), place(score["value"])))
@@ -103,11 +104,11 @@ def draw_losses(runs: Sequence[tuple[str, Losses]]) -> str:
         return left + step / last * (_WIDTH - left - 20), y
 
     pen = Pen()
-    for tick in _ticks(low, high):
+    for tick in ticks(low, high):
         y = place(0, tick)[1]
         pen.line(left, y, _WIDTH - 20, y, "grid")
         pen.text(left - 8, y + 4, f"{tick:g}", "m", anchor="end")
-    for tick in _ticks(0, last):
+    for tick in ticks(0, last):
         pen.text(place(tick, 0)[0], height - bottom + 20, show_count(int(tick)), "m", anchor="middle")
     pen.text(_WIDTH - 20, height - 4, "optimizer step", "m", anchor="end")
     for number, (_, losses) in enumerate(read):
@@ -125,19 +126,36 @@ def draw_losses(runs: Sequence[tuple[str, Losses]]) -> str:
         for i, (label, losses) in enumerate(read)
     )
     told = f"{LOSS_LABEL} · line: training, mean over neighbouring steps · squares: validation"
-    return f'<p class="muted">{told}</p><p style="max-width:none">{legend}</p>{_chart(pen, height, "loss of each run")}'
+    return f'<p class="muted">{told}</p><p style="max-width:none">{legend}</p>{chart(pen, height, "loss of each run")}'
 
 
-def _chart(pen: Pen, height: float, description: str) -> str:
-    """A drawing as an element of the page."""
+def chart(pen: Pen, height: float, description: str) -> str:
+    """A drawing as an element of the page.
+
+    Args:
+        pen: What was drawn.
+        height: Its height in the drawing's own units, of which the width is 980.
+        description: What it shows, for who cannot see it.
+
+    Returns:
+        HTML.
+    """
     return (
         f'{_STYLE}<div class="scroll"><svg class="chart" role="img" aria-label="{description}"'
         f' viewBox="0 0 {_WIDTH:.0f} {height:.0f}" style="min-width:640px">{pen.content}</svg></div>'
     )
 
 
-def _shorten(label: str, most: int = 34) -> str:
-    """A label without its middle where it is long: runs differ in their last letters."""
+def shorten(label: str, most: int = 34) -> str:
+    """A label without its middle where it is long: runs differ in their last letters.
+
+    Args:
+        label: The label.
+        most: Letters that stay.
+
+    Returns:
+        The label, an ellipsis in it where it was cut.
+    """
     return label if len(label) <= most else f"{label[: most // 3]}…{label[-(most - most // 3 - 1) :]}"
 
 
@@ -148,8 +166,16 @@ def _ceiling(values: Sequence[float]) -> float:
     return max(usual * 1.1, 1e-9)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round values between two."""
+def ticks(low: float, high: float) -> list[float]:
+    """About five round values between two.
+
+    Args:
+        low: The lower end.
+        high: The upper end, above it.
+
+    Returns:
+        The values, smallest first.
+    """
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
