@@ -64,7 +64,10 @@ class FinishedRuns:
         examples = load_splits(config.task, seed=config.data_seed).test[: config.evaluation.num_samples]
         count = round(self.right[arm] * len(examples)) + self.noise * config.training.seed
         answers = [e.references[0] if i < count else "~" for i, e in enumerate(examples)]
-        scores = {n: METRICS.load(n).score(answers, examples, seed=1).to_dict() for n in ("rouge_l", "value_coverage")}
+        scores = {
+            n: METRICS.load(n).score(answers, examples, seed=1).to_dict()
+            for n in ("rouge_l", "value_coverage")
+        }
         rows = [{"id": e.id, "prediction": a} for e, a in zip(examples, answers, strict=True)]
         write_text(run.path / "predictions.after.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         half = {"metrics": scores, "decoding": {"kind": "greedy"}, "predictions": "predictions.after.jsonl"}
@@ -135,7 +138,10 @@ def test_a_clear_difference_has_a_winner_and_noise_has_none(train: Any, tmp_path
     assert verdict.sentence == "rouge_l: r4 is better than every other arm"
     train({"r2": 0.5, "r4": 0.5})
     done = carrying.carry_out_runs(ARMS, settings, tmp_path / "b", tmp_path, lambda _: None).done
-    assert [v.sentence for v in judge(done, settings)] == ["rouge_l: not decided", "value_coverage: not decided"]
+    assert [v.sentence for v in judge(done, settings)] == [
+        "rouge_l: not decided",
+        "value_coverage: not decided",
+    ]
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -11,15 +11,17 @@ from peftlab.commands.parsing import Parser
 from peftlab.commands.preconditions import check_writable
 from peftlab.errors import ConfigError, InputError, OutputError
 
-INSPECT = "Look into a model: its map, facts, certificate, shares, attention and activations; or compare two."
+INSPECT = "Look into a model: its map, facts, certificate, attention, and what a run changed; or compare two."
 INSPECT_USAGE = """\
 A page and its numbers go into a new folder. MODEL is a folder, a name on the hub, `embedded`, or a run (path,
-name or last), whose adapter is then shown too. Without --text a sentence of peftlab's own is read.
+name or last), whose adapter is then shown too, with a second page, before_after.html: base against tuned model in
+one pass where peft can. Without --text a sentence of peftlab's own is read, and there the run's own test rows.
 
 examples:
   peftlab inspect embedded
   peftlab inspect MODEL --text "The cat sat on the mat." --layers 0,5,11
   peftlab inspect MODEL --no_text            the map, the facts and the shares; no weights are read
+  peftlab inspect last --general_text notes.txt    what the run changed, and what it forgot of these lines
   peftlab inspect embedded last              a base and what a run made of it, side by side
 """
 DEFAULT_TEXT = "The cook who runs the small kitchen makes soup for the people in the street, and the people thank the cook."
@@ -38,6 +40,7 @@ class InspectRequest:
         output: The folder in which the new folder is made.
         runs: Where run folders lie.
         device: auto, cpu, cuda, mps.
+        general_text: Text that the run's task does not have, one passage a line; None for peftlab's own.
     """
 
     references: tuple[str, ...]
@@ -47,6 +50,7 @@ class InspectRequest:
     output: Path = Path("inspections")
     runs: Path = Path("runs")
     device: str = "auto"
+    general_text: Path | None = None
 
 
 def add_inspect(parser: Parser) -> None:
@@ -76,6 +80,12 @@ def add_inspect(parser: Parser) -> None:
         "--layers",
         metavar="LIST",
         help="layers whose attention is shown, 0,5,11 (default: first, middle, last)",
+    )
+    parser.add_argument(
+        "--general_text",
+        metavar="FILE",
+        type=Path,
+        help="text that the run's task does not have, one passage a line, to see what was forgotten",
     )
     parser.add_argument(
         "--output",
@@ -121,7 +131,24 @@ def read_inspect(args: argparse.Namespace) -> InspectRequest:
     except OutputError as error:
         raise OutputError(str(error).replace("(--output_dir, output.directory)", "(--output)")) from None
     runs = Path("runs") if args.output_dir is None else Path(args.output_dir)
-    return InspectRequest(tuple(args.references), texts, written, layers, args.output, runs, args.device)
+    general: Path | None = args.general_text
+    if general is not None:
+        _check_general(general, read=bool(texts), compared=len(args.references) > 1)
+    return InspectRequest(
+        tuple(args.references), texts, written, layers, args.output, runs, args.device, general
+    )
+
+
+def _check_general(file: Path, *, read: bool, compared: bool) -> None:
+    """Refuse general text that would have no effect or is not there."""
+    if not read:
+        raise ConfigError("--general_text has no effect with --no_text: no weights are read")
+    if compared:
+        raise ConfigError("--general_text has no effect where two models are compared: name one run")
+    if not file.expanduser().is_file():
+        raise ConfigError(
+            f"--general_text {file}: there is no such file; give a text file, one passage a line"
+        )
 
 
 def _read_layers(text: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from peftlab.inspection.activations import proof_of
 from peftlab.inspection.block_outputs import BlockOutputs, choose_stack, evaluation_mode
 from peftlab.mapping import map_model
 
-_BASE = "__base__"
+BASE = "__base__"
 """peft's name for a row without adapter."""
 
 
@@ -76,7 +76,7 @@ def paired_outputs(
         >>> seen = paired_outputs(model, tokenizer("Hello", return_tensors="pt"), [5])
         >>> drift = (seen.tuned[5] - seen.base[5]).norm(dim=-1) / seen.base[5].norm(dim=-1)
     """
-    adapter = _active_adapter(model)
+    adapter = active_adapter(model)
     family = family or map_model(model)
     stack = choose_stack(family, stack)
     proof_of(family, stack, unproven=unproven)
@@ -86,10 +86,10 @@ def paired_outputs(
     placed = {name: tensor.to(blocks.device) for name, tensor in inputs.items()}
     batch, width = placed[last].shape
     with torch.inference_mode(), evaluation_mode(model):
-        reason = _cannot_mix(model, batch, adapter)
+        reason = why_not_mixed(model, batch, adapter)
         if not reason:
             twice = {name: torch.cat([tensor, tensor]) for name, tensor in placed.items()}
-            with _rows_through(model, [_BASE] * batch + [adapter] * batch):
+            with rows_through(model, [BASE] * batch + [adapter] * batch):
                 both = blocks.run(twice, width=width)
             halves = {layer: output.chunk(2) for layer, output in both.items()}
             return PairedOutputs(
@@ -100,8 +100,18 @@ def paired_outputs(
         return PairedOutputs(base, blocks.run(placed, width=width), 2, reason)
 
 
-def _active_adapter(model: Any) -> str:
-    """The name of a model's one active adapter."""
+def active_adapter(model: Any) -> str:
+    """The name of a model's one active adapter.
+
+    Args:
+        model: A model wrapped by peft.
+
+    Returns:
+        The name.
+
+    Raises:
+        ModelError: peft is not on it, several adapters are active, or one is merged.
+    """
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
@@ -117,18 +127,28 @@ def _active_adapter(model: Any) -> str:
     return str(active[0])
 
 
-def _cannot_mix(model: Any, batch: int, adapter: str) -> str:
-    """Why peft cannot run rows through different adapters of this model; "" where it can."""
+def why_not_mixed(model: Any, batch: int, adapter: str) -> str:
+    """Why peft cannot run rows through different adapters of this model.
+
+    Args:
+        model: A model wrapped by peft.
+        batch: Rows of each half.
+        adapter: The adapter of the second half.
+
+    Returns:
+        The reason; "" where it can.
+    """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if model.peft_config[adapter].is_prompt_learning:
         return f"{model.peft_config[adapter].peft_type.value} puts its tokens before every row"
-    names = [_BASE] * batch + [adapter] * batch
+    names = [BASE] * batch + [adapter] * batch
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            if not isinstance(layer, LoraLayer):
-                return f"peft mixes rows for LoRA, not for {type(layer).__module__.split('.')[2]}"
+            kind = type(layer).__module__.split(".")[2]  # AdaLoRA's is a LoraLayer, and mixes no rows
+            if not isinstance(layer, LoraLayer) or kind == "adalora":
+                return f"peft mixes rows for LoRA, not for {kind}"
             try:
                 layer._check_forward_args(names, adapter_names=names)  # it looks at the number of rows alone
             except (ValueError, TypeError) as error:
@@ -137,10 +157,17 @@ def _cannot_mix(model: Any, batch: int, adapter: str) -> str:
 
 
 @contextmanager
-def _rows_through(model: nn.Module, names: list[str]) -> Iterator[None]:
+def rows_through(model: nn.Module, names: list[str]) -> Iterator[None]:
     """A context in which each row goes through its own adapter.
 
     peft's own context for this leaves its hooks behind where the pass ends early.
+
+    Args:
+        model: A model wrapped by peft.
+        names: The adapter of each row; `BASE` for none.
+
+    Yields:
+        Nothing; within, every pass must have as many rows.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import AuxiliaryTrainingWrapper

@@ -4,8 +4,10 @@
 NAME/
   inspection.json      facts, map, certificates, shares, what texts do in it
   arrays/*.npy         norms of every token in every layer, attention of chosen layers word by word
+  before_after.json    of a run or a bundle: base against tuned model
   checksums.json       of the above
   plots/*.png  inspection.html    drawn from the above by `report/inspection_page.py`, without torch
+  before_after.html  before_after_*.csv    by `report/before_after.py`, of a run or a bundle
 ```
 
 Of two models there are `a/` and `b/`, each such a folder, and `comparison.json`.
@@ -25,10 +27,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from peftlab.commands.inspecting import InspectRequest
+from peftlab.commands.inspecting import DEFAULT_TEXT, InspectRequest
 from peftlab.errors import ConfigError, DataError
 from peftlab.family import FamilyMap
 from peftlab.files import new_folder, write_json
+from peftlab.inspection.before_after.surveying import survey_before_after
 from peftlab.inspection.blueprint import describe_map
 from peftlab.inspection.facts import dtype_of, model_facts, parameter_shares
 from peftlab.inspection.readings import Readings, Texts, read_texts, read_words, text_stacks, written_for
@@ -45,6 +48,7 @@ from peftlab.inspection.text_batches import TextBatches
 from peftlab.inspection.training_memory import training_memory
 from peftlab.inspection.words import measure_alignment
 from peftlab.mapping import map_model
+from peftlab.report.before_after import BEFORE_AFTER
 from peftlab.report.inspection_page import COMPARISON, INSPECTION, write_inspection_page
 
 _FORMAT = 1
@@ -102,6 +106,10 @@ def inspect_models(request: InspectRequest) -> Path:
 
 def _check(subject: Subject, request: InspectRequest) -> None:
     """Refuse, before weights are read, layers that are not there and texts that cannot be read."""
+    if request.general_text is not None and subject.adapter is None:
+        raise ConfigError(
+            f"--general_text has no effect on '{subject.reference}': it has no adapter, so nothing was forgotten; name a run"
+        )
     structure = subject.structure()
     family = map_model(structure)
     most = max(family.num_outputs(stack) for stack in family.stacks)
@@ -143,7 +151,12 @@ def _free(directory: Path, name: str) -> Path:
 def _survey(subject: Subject, request: InspectRequest, folder: Path, *, with_words: bool) -> _Surveyed:
     """Look into one model and fill its folder."""
     (folder / "arrays").mkdir(parents=True)
-    model, missing = subject.load() if request.texts else (subject.structure(), [])
+    attachment = subject.attach() if request.texts and subject.adapter and not with_words else None
+    missing: list[str] = []
+    if attachment is not None:
+        model = attachment.model
+    else:
+        model, missing = subject.load() if request.texts else (subject.structure(), [])
     family = map_model(model)
     texts = _texts(request)
     seen = read_texts(model, subject.tokenizer, family, texts) if request.texts else Readings()
@@ -151,6 +164,10 @@ def _survey(subject: Subject, request: InspectRequest, folder: Path, *, with_wor
         seen.notes.append(f"the weights lack {', '.join(missing[:5])}: these tensors are random here")
     document = _document(subject, model, family, seen)
     write_json(folder / INSPECTION, document)
+    if attachment is not None:
+        given = () if request.texts == (DEFAULT_TEXT,) else request.texts
+        found = survey_before_after(attachment, subject, texts=given, general_text=request.general_text)
+        write_json(folder / BEFORE_AFTER, found)
     for name, array in seen.arrays.items():
         np.save(folder / "arrays" / f"{name}.npy", array)
     if not (with_words and seen.stacks):

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from peftlab.files import write_text
+from peftlab.report.before_after import BEFORE_AFTER, BEFORE_AFTER_PAGE, write_before_after_page
 from peftlab.report.inspection_comparison import PAIR_SECTIONS, InspectedPair
 from peftlab.report.inspection_folder import COMPARISON, INSPECTION, PAGE, InspectionFolder, read_document
 from peftlab.report.inspection_sections import SECTIONS
@@ -22,7 +23,7 @@ def write_inspection_page(folder: str | Path) -> Path:
         folder: A folder that `peftlab inspect` made, of one model or of two.
 
     Returns:
-        `inspection.html` in the folder: one file that needs nothing else.
+        `inspection.html` in the folder: one file that needs nothing else. Of a run, `before_after.html` is beside it.
 
     Raises:
         DataError: The folder holds no inspection.
@@ -36,6 +37,8 @@ def write_inspection_page(folder: str | Path) -> Path:
         title = f"{pair.labels[0]} and {pair.labels[1]}"
         sections = _made([lambda make=make: make(pair) for make in PAIR_SECTIONS])  # type: ignore[misc]
         return write_text(path / PAGE, render_page(title, _pair_lead(pair), sections))
+    if (path / BEFORE_AFTER).is_file():
+        write_before_after_page(path)
     one = InspectionFolder(path)
     sections = _made([lambda make=make: make(one) for make in SECTIONS])  # type: ignore[misc]
     return write_text(path / PAGE, render_page(str(one.document["name"]), _lead(one), sections))
@@ -53,9 +56,12 @@ def _lead(one: InspectionFolder) -> str:
     words = [str(facts["class"]), str(facts["shape"])]
     if adapter:
         words.insert(0, f"{adapter['method']} on {adapter['base']['name']}, task {adapter['task']}")
+    changed = ""
+    if (one.path / BEFORE_AFTER_PAGE).is_file():
+        changed = f'<p><a href="{BEFORE_AFTER_PAGE}">Before and after: what fine-tuning changed</a></p>'
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     return (
-        f"<p>{escape(' · '.join(words))}</p>"
+        f"<p>{escape(' · '.join(words))}</p>{changed}"
         f'<p class="muted">Looked into as “{escape(str(document["reference"]))}” on {escape(document["created"][:10])}'
         f" with {escape(versions)}.</p>"
     )

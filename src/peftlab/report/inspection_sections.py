@@ -234,8 +234,10 @@ def show_fact(value: Any) -> str:
     """
     if value is None:
         return "not told"
-    if value in NORM_NAMES:
+    if isinstance(value, str) and value in NORM_NAMES:
         return NORM_NAMES[value]
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {show_fact(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Sequence) and not isinstance(value, str):

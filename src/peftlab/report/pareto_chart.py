@@ -128,7 +128,9 @@ def _label(
     while any(abs(at - b) < 14 and abs(side - a) < 150 for a, b in taken):
         at += 14
     taken.append((side, at))
-    pen.text(side, at, shorten(point.label), "halo t" if on_front else "halo", anchor="end" if end else "start")
+    pen.text(
+        side, at, shorten(point.label), "halo t" if on_front else "halo", anchor="end" if end else "start"
+    )
 
 
 def _decades(left: float, right: float) -> list[float]:
