@@ -95,7 +95,7 @@ def test_light_commands_answer_in_time(arguments: list[str], tmp_path: Path) -> 
 
 def test_verbs_are_those_of_the_issue() -> None:
     assert list(VERBS) == [
-        "run", "plan", "evaluate", "generate", "inspect", "experiment", "import", "export", "report", "list",
+        "run", "together", "plan", "evaluate", "generate", "inspect", "experiment", "import", "export", "report", "list",
     ]  # fmt: skip
 
 
@@ -266,7 +266,11 @@ def test_plan_prints_the_preflight(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _fake(monkeypatch, "execute", plan=lambda config, memory: {"steps": config.training.max_steps})
+    _fake(
+        monkeypatch,
+        "execute",
+        plan=lambda config, memory, largest_batch: {"steps": config.training.max_steps},
+    )
     _fake(monkeypatch, "tables", render_preflight=lambda preflight: f"steps {preflight['steps']}")
     assert main(["plan", "--max_steps", "33"]) == 0
     assert capsys.readouterr().out == "steps 33\n"
