@@ -107,7 +107,7 @@ def test_every_experiment_is_a_leaf_that_the_verb_can_carry_out():
     for name in EXPERIMENTS.names():
         leaf = EXPERIMENTS.load(name)
         assert leaf.Settings()
-        assert callable(leaf.carry_out)
+        assert callable(getattr(leaf, "carry_out", None) or leaf.arms)
         assert EXPERIMENTS.describe(name)
     assert "experiment" in VERBS
 

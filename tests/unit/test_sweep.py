@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from peftlab.config import RunConfig
-from peftlab.errors import ConfigError
+from peftlab.errors import ConfigError, InputError
 from peftlab.experiments import sweep
 from peftlab.run import RunFolder
 from peftlab.settings import validate
@@ -178,10 +178,14 @@ def test_this_process_lives_and_none_lives_at_the_last_number() -> None:
     assert platform.node() is not None
 
 
+def test_a_sweep_without_a_space_says_how_one_is_given(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a sweep needs a space or a grid: --set"):
+        sweep.carry_out(sweep.Settings(), tmp_path, print)
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({}, r"give a space"),
         ({"space": SPACE, "grid": "lora"}, r"one of both"),
         ({"space": SPACE, "prune": True}, r"belong to sampler=tpe"),
         ({"space": {"a": 1}}, r"expected a list of values"),

@@ -53,10 +53,8 @@ class Settings(StudySettings):
 
     @model_validator(mode="after")
     def _has_space(self) -> Settings:
-        if bool(self.space) == (self.grid is not None):
-            raise ValueError(
-                "give a space (--set space.method.rank=[4,8]) or a grid (--set grid=lora), one of both"
-            )
+        if self.space and self.grid is not None:
+            raise ValueError("give a space or a grid, one of both")
         if self.sampler != "tpe" and (self.prune or self.storage is not None):
             raise ValueError("prune and storage belong to sampler=tpe")
         if self.grid is not None and self.sampler != "grid":
@@ -80,6 +78,10 @@ def carry_out(settings: Settings, folder: Path, show: Callable[[str], object]) -
         InputError: The space does not fit, or Optuna is asked for and not installed.
         RunError: A run failed; the finished ones stay.
     """
+    if not settings.space and settings.grid is None:
+        raise InputError(
+            "a sweep needs a space or a grid: --set 'space.method.rank=[4, 8]', or --set grid=lora (p_tuning, adalora)"
+        )
     axes = read_space(settings.space)
     directory = (settings.runs or folder.parent / "runs").expanduser().absolute()
     common = validate(StudySettings, settings.model_dump(include=set(StudySettings.model_fields)))
