@@ -17,6 +17,7 @@ from peftlab.errors import RunError
 from peftlab.run import RunFolder
 
 _FIRST_FILES = {RunFolder.ENVIRONMENT, RunFolder.PREFLIGHT, RunFolder.EVENTS, "checkpoints", "plots"}
+_REFUSED = 2
 _LOOK_SECONDS, _END_SECONDS = 0.5, 20.0
 
 
@@ -59,6 +60,36 @@ def carry_out_run(
                 f" {path.parent} are not done again with --set runs={path.parent}"
             )
     return read_run(run, config)
+
+
+def carry_out_together(configs: Sequence[RunConfig], folder: Path) -> str:
+    """Begin runs together over one base, as far as they have not begun; each ends as alone.
+
+    Args:
+        configs: The runs.
+        folder: Where config files for the process go; made if needed.
+
+    Returns:
+        Why they cannot train together, in the words of `peftlab together`; "" where they did, or there was nothing to do.
+
+    Raises:
+        RunError: They began together and failed.
+    """
+    fresh = []
+    for config in configs:
+        path = config.output.directory / config.run_name()
+        _clear(path)
+        if not path.exists():
+            file = folder / f"{path.name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fresh.append(str(config.save(file)))
+    if len(fresh) < 2:
+        return ""
+    code, said = _Process([sys.executable, "-m", "peftlab", "together", *fresh]).wait()
+    last = " ".join(said.strip().splitlines()[-1:])
+    if code not in (0, _REFUSED):
+        raise RunError(f"{len(fresh)} runs together failed (exit code {code}): {last}")
+    return last if code else ""
 
 
 def _clear(path: Path) -> None:

@@ -12,7 +12,14 @@ from peftlab import run_series
 from peftlab.config import build_config
 from peftlab.errors import RunError
 from peftlab.run import RunFolder
-from peftlab.run_series import carry_out_run, choose_lowest, edge_note, rate_rows, render_markdown
+from peftlab.run_series import (
+    carry_out_run,
+    carry_out_together,
+    choose_lowest,
+    edge_note,
+    rate_rows,
+    render_markdown,
+)
 
 
 def write_finished(path: Path) -> None:
@@ -137,3 +144,27 @@ def test_a_run_killed_before_its_config_was_written_begins_anew(
     (strange / "mine.txt").touch()
     run_series._clear(strange)
     assert strange.exists(), "what is not a run's is left alone"
+
+
+def test_runs_begin_together_or_say_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    answers = iter([(0, ""), (2, "error: a differs from b in model.name"), (1, "it broke")])
+
+    class Stand:
+        def __init__(self, command: list[str]) -> None:
+            asked.append(command[command.index("together") + 1 :])
+
+        def wait(self) -> tuple[int, str]:
+            return next(answers)
+
+    monkeypatch.setattr(run_series, "_Process", Stand)
+    place = {"directory": str(tmp_path / "runs")}
+    configs = [build_config({"output": place, "training": {"seed": seed}}) for seed in (1, 2, 3)]
+    write_begun(tmp_path / "runs" / configs[2].run_name())
+    assert carry_out_together(configs, tmp_path / "configs") == ""
+    assert [Path(file).stem for file in asked[0]] == [config.run_name() for config in configs[:2]]
+    assert carry_out_together(configs[1:], tmp_path / "configs") == "", "one alone is no company"
+    assert len(asked) == 1
+    assert "differs from b" in carry_out_together(configs, tmp_path / "configs")
+    with pytest.raises(RunError, match=r"2 runs together failed \(exit code 1\): it broke"):
+        carry_out_together(configs, tmp_path / "configs")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.run import RunFolder
-from peftlab.run_series import carry_out_run, choose_lowest, read_run
+from peftlab.run_series import carry_out_run, carry_out_together, choose_lowest, read_run
 from peftlab.study.planning import Arms, PlannedRun, plan_runs
 from peftlab.study.settings import StudySettings
 from peftlab.tables import show_seconds
@@ -71,6 +71,9 @@ def carry_out_runs(
     factors = {arm: float(choose_lowest(found)["factor"]) for arm, found in tried.items()}  # type: ignore[index]
     planned = plan_runs(arms, settings, directory, factors=factors)
     done: dict[str, list[DoneRun]] = {arm: [] for arm in arms}
+    if settings.together:
+        reason = carry_out_together([run.config for run in planned], configs)
+        show(f"each run trains alone: {reason}" if reason else "runs that had not begun trained together")
     for run, result in zip(planned, carry_out_planned(planned, configs, show), strict=True):
         done[run.arm].append(DoneRun(run, result))
     return Carried(done, tried)

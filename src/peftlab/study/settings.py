@@ -35,8 +35,8 @@ class StudySettings(Settings):
     """Test examples; none is all."""
     resamples: int = Field(default=10_000, ge=100)
     """Resamples and swaps of each test."""
-    together: bool = True
-    """Whether runs that can share passes of one base do so."""
+    together: bool = False
+    """Whether runs that can share passes of one base do so; time and memory are then of all of them, and not compared."""
     runs: Path | None = None
     """Folder of the runs; what is finished there is not done again. None is `runs` beside the experiments' folders."""
 

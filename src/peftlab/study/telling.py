@@ -85,6 +85,10 @@ def gather_notes(carried: Carried, settings: StudySettings) -> list[str]:
     versions = {str(sorted(run.result["versions"].items())) for run in runs}
     if len(versions) > 1:
         notes.append("The runs were made with different versions of the libraries.")
+    if any(event["event"] == "trained_together" for run in runs for event in run.run.events()):
+        notes.append(
+            "Some runs trained together over one base: times and memory are of all of them and do not compare."
+        )
     steps = {run.result["steps"] for run in runs}
     if len(steps) > 1:
         notes.append(f"Early stopping: the runs trained {min(steps):,} to {max(steps):,} steps.")
