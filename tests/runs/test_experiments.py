@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import whole_runs
+from peftlab.config import OutputSettings, build_config
+from peftlab.execute import execute
 from peftlab.run import RunFolder
-
-MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes")
-"""What no two runs have alike."""
+from peftlab.run_series import read_run
 
 
 def start(place: Path, config: Path, name: str) -> subprocess.Popen[str]:
@@ -45,13 +45,16 @@ def kill_at_second_run(process: subprocess.Popen[str], runs: Path) -> None:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """What an experiment found, without what is measured and without where it lies."""
+    """What an experiment found."""
     found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    for runs in found["runs"].values():
-        for run in runs:
-            for key in (*MEASURED, "folder"):
-                del run[key]
     return found
+
+
+def carry_out_alone(place: Path, name: str) -> dict[str, Any]:
+    """What a run of an experiment comes to where nobody disturbs it."""
+    asked = build_config(RunFolder(place / "killed" / "runs" / name).config)
+    elsewhere = asked.model_copy(update={"output": OutputSettings(directory=place / "alone")})
+    return read_run(execute(elsewhere, show=lambda line: None), elsewhere)
 
 
 def test_an_experiment_that_was_killed_goes_on_to_the_same_table(tmp_path: Path) -> None:
@@ -64,14 +67,15 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_table(tmp_path: Path)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
     assert "1/2 rank 2, seed 1: was there" in said
-    whole = start(tmp_path, config, "whole")
-    told, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, told
-    first, second = tmp_path / "killed" / "ranks-2", tmp_path / "whole" / "ranks"
-    assert numbers(first) == numbers(second)
-    assert "no winner is named: 1 seed, from 3 on one may be" in (second / "table.md").read_text(
-        encoding="utf-8"
-    )
-    assert all(metric["winner"] is None for metric in numbers(second)["metrics"].values())
-    with (second / "runs.csv").open(encoding="utf-8") as stream:
+    found = numbers(tmp_path / "killed" / "ranks-2")
+    for arm, runs in found["runs"].items():
+        undisturbed = carry_out_alone(tmp_path, runs[0]["run"])
+        assert undisturbed["validation_loss"] == runs[0]["validation_loss"]
+        values = {name: score["value"] for name, score in undisturbed["metrics"].items()}
+        assert values == {name: metric["values"][arm][0] for name, metric in found["metrics"].items()}
+    folder = tmp_path / "killed" / "ranks-2"
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    assert "no winner is named: 1 seed, from 3 on one may be" in table
+    assert all(metric["winner"] is None for metric in found["metrics"].values())
+    with (folder / "runs.csv").open(encoding="utf-8") as stream:
         assert [line["arm"] for line in csv.DictReader(stream)] == ["rank 2", "rank 4"]
