@@ -166,8 +166,8 @@ def test_what_was_asked_is_not_asked_again(
 
 def test_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for values, said in (
-        ({"seeds": [1]}, r"2 to 10 different seeds"),
-        ({"seeds": [1, 1]}, r"2 to 10 different seeds"),
+        ({"seeds": [1]}, r"two seeds or more"),
+        ({"seeds": [1, 1]}, r"1 to 10 different seeds"),
         ({"factors": [1.0, 0.1]}, r"each once, smallest first"),
         ({"factors": []}, r"factors above 0"),
         ({"dat": "x"}, r"did you mean 'data'"),

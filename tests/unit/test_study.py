@@ -232,6 +232,34 @@ def _new(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def test_a_run_of_another_experiment_is_found_whatever_its_arm_is_called(train: Any, tmp_path: Path) -> None:
+    runs = train({"r2": 0.2, "r4": 0.8, "two": 0.2, "four": 0.8})
+    settings = StudySettings(seeds=(1,), **SMALL)
+    first = carrying.carry_out_runs(ARMS, settings, tmp_path, tmp_path, lambda _: None).done
+    renamed = {"two": ARMS["r2"], "four": ARMS["r4"]}
+    again = carrying.carry_out_runs(renamed, settings, tmp_path, tmp_path, lambda _: None).done
+    assert len(runs.asked) == 2
+    assert again["two"][0].run.path == first["r2"][0].run.path
+    assert again["two"][0].result == first["r2"][0].result
+
+
+def test_what_phases_train_is_measured_against_training_everything(tmp_path: Path) -> None:
+    class Done:
+        def __init__(self, *phases: tuple[int, int, int]) -> None:
+            self.run = self
+            self.phases = [
+                {"name": str(i), "start_step": a, "end_step": b, "trainable_parameters": n}
+                for i, (a, b, n) in enumerate(phases)
+            ]
+
+        def summary(self) -> dict[str, Any]:
+            return {"phases": self.phases}
+
+    runs: Any = {"static": [Done((0, 10, 100))], "halves": [Done((0, 5, 50), (5, 10, 50))]}
+    (table,) = schedules.tables(carrying.Carried(runs))
+    assert [row[-1] for row in table.rows[1:]] == ["100%", "25%", "25%"]
+
+
 def test_the_experiments_name_arms_that_are_valid(tmp_path: Path) -> None:
     for leaf, count in ((modules, 3), (schedules, 5), (ranks, 4)):
         settings = leaf.Settings()

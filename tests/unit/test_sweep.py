@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_study import FinishedRuns
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, InputError
 from peftlab.experiments import sweep
 from peftlab.run import RunFolder
 from peftlab.settings import validate
-from peftlab.study import search
+from peftlab.study import carrying, search
 from peftlab.study.space import GRIDS, grid_points, random_points, read_space
 
 SPACE = {
@@ -141,6 +142,19 @@ def test_values_that_do_not_go_together_are_told_and_the_rest_is_tried(
     assert len(train.asked) == 1
     assert "not valid" in found["trials"][1]["note"]
     assert any("no value: method.rank=-1" in text for text in said)
+
+
+def test_the_best_point_is_confirmed_with_fresh_seeds(
+    train: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = FinishedRuns({"as-it-was": 0.2, "best": 0.8})
+    monkeypatch.setattr(carrying, "carry_out_run", scored)
+    settings = settings_of(space={"method": {"rank": [2, 4]}}, confirm=3, eval_samples=24, resamples=200)
+    _, said = carry_out(settings, tmp_path / "one")
+    assert len(scored.asked) == 6
+    assert {name.split("-seed")[1][0] for name in scored.asked} == {"2", "3", "4"}, "seeds that chose nothing"
+    assert any("best is better than every other arm" in text for text in said)
+    assert (tmp_path / "one" / "confirmed" / "report.html").is_file()
 
 
 def test_optuna_finds_the_best_and_goes_on_after_a_kill(train: StandIn, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from peftlab.catalog import METHODS
-from peftlab.seeded_scores import MOST_SEEDS
 from peftlab.settings import Settings as _Settings
+from peftlab.study.settings import Factors, Seeds
 
 QUESTION = "What does learning one task after another cost the earlier ones?"
 _Plan = Literal["isolated", "sequential", "replay", "joint", "full", "shared_layer"]
@@ -55,7 +55,7 @@ class Settings(_Settings):
     """Rows of a step."""
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """LoRA's peak learning rate, from which those of other methods follow; none is 8e-3 for the embedded base, else 2e-4."""
-    factors: tuple[float, ...] = (1.0,)
+    factors: Factors = (1.0,)
     """Factors on the learning rate, smallest first. Of several each method takes the one of the lowest validation loss on
     the first task, found with the first seed."""
     num_samples: int | None = Field(default=None, ge=1)
@@ -72,7 +72,7 @@ class Settings(_Settings):
     """Most rows of each task's validation loss."""
     metric: str | None = None
     """The metric of the matrix; none is the first task's headline. All tasks must have it."""
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: Seeds = (1, 2, 3)
     """Seeds of order, adapter and dropout; a number N stands for 1 to N. From three on a winner may be named."""
     data_seed: int = Field(default=42, ge=0)
     """Seeds which rows are trained on and asked, the same for all arms and seeds."""
@@ -82,26 +82,6 @@ class Settings(_Settings):
     """Resamples and swaps of each test."""
     runs: Path | None = None
     """Folder of what is learned; what is finished there is not done again. None is `runs` beside the experiment's folder."""
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _counted(cls, seeds: Any) -> Any:
-        """Read a number as so many seeds."""
-        return range(1, seeds + 1) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds) or not 1 <= len(seeds) <= MOST_SEEDS or min(seeds) < 0:
-            raise ValueError(f"1 to {MOST_SEEDS} different seeds are needed, none below 0")
-        return seeds
-
-    @field_validator("factors")
-    @classmethod
-    def _positive(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
-        if not factors or min(factors) <= 0 or list(factors) != sorted(set(factors)):
-            raise ValueError("factors above 0 are needed, each once, smallest first")
-        return factors
 
     @field_validator("methods", "plans", "tasks", mode="before")
     @classmethod

@@ -22,7 +22,7 @@ from peftlab.errors import InputError
 from peftlab.losses import read_losses
 from peftlab.study.carrying import Carried, DoneRun
 from peftlab.study.planning import make_config
-from peftlab.study.settings import StudySettings
+from peftlab.study.settings import Factors, StudySettings
 from peftlab.study.telling import Table
 
 QUESTION = "Which method learns best here, and what does it cost?"
@@ -36,7 +36,7 @@ class Settings(StudySettings):
 
     methods: tuple[str, ...] = ()
     """The methods; none is all that need no settings and apply to the model."""
-    factors: tuple[float, ...] = (0.32, 1.0, 3.2)
+    factors: Factors = (0.32, 1.0, 3.2)
     """Factors on the learning rate that a method begins with: the preset's times the method's `RATE_TO_LORA`."""
 
     @field_validator("methods")

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import field_validator
 
 from peftlab.schedule import STRATEGIES, canonical_strategy
-from peftlab.study.carrying import Carried
+from peftlab.study.carrying import Carried, DoneRun
 from peftlab.study.settings import StudySettings
 from peftlab.study.telling import Table
 from peftlab.tables import show_count
@@ -60,10 +60,10 @@ def tables(carried: Carried) -> list[Table]:
     Args:
         carried: The runs.
     """
-    rows = [["arm", "phase", "steps", "trainable", "share of the run's training"]]
+    rows = [["arm", "phase", "steps", "trainable", "share of training everything"]]
+    most = max(phase["trainable_parameters"] for runs in carried.done.values() for phase in _phases(runs[0]))
     for arm, runs in carried.done.items():
-        phases = runs[0].run.summary()["phases"]
-        most = max(phase["trainable_parameters"] for phase in phases)
+        phases = _phases(runs[0])
         whole = sum(phase["end_step"] - phase["start_step"] for phase in phases)
         for phase in phases:
             steps = phase["end_step"] - phase["start_step"]
@@ -78,3 +78,8 @@ def tables(carried: Carried) -> list[Table]:
                 ]
             )
     return [Table("What each phase trains", rows)]
+
+
+def _phases(run: DoneRun) -> list[dict[str, Any]]:
+    """The phases of a run, with what each trained."""
+    return list(run.run.summary()["phases"])

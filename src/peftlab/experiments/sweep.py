@@ -18,8 +18,9 @@ from peftlab.errors import InputError
 from peftlab.files import write_json, write_text
 from peftlab.run_series import render_markdown
 from peftlab.settings import validate
+from peftlab.study.conducting import compare_arms, runs_folder
 from peftlab.study.search import Trial, Trials, ask_optuna, show_point
-from peftlab.study.settings import StudySettings
+from peftlab.study.settings import Seeds, StudySettings
 from peftlab.study.space import GRIDS, grid_points, random_points, read_space
 from peftlab.tables import render_text, show_bytes, show_count, show_seconds
 
@@ -46,7 +47,7 @@ class Settings(StudySettings):
     runs."""
     study: str = "sweep"
     """The study's name in the storage."""
-    seeds: tuple[int, ...] = (1,)
+    seeds: Seeds = (1,)
     """Seeds of each trial; its value is the mean over them."""
     confirm: int = Field(default=0, ge=0, le=10)
     """Seeds with which the best point is compared with the config as it was, test answers and all; 0 compares nothing."""
@@ -83,7 +84,7 @@ def carry_out(settings: Settings, folder: Path, show: Callable[[str], object]) -
             "a sweep needs a space or a grid: --set 'space.method.rank=[4, 8]', or --set grid=lora (p_tuning, adalora)"
         )
     axes = read_space(settings.space)
-    directory = (settings.runs or folder.parent / "runs").expanduser().absolute()
+    directory = runs_folder(settings, folder)
     common = validate(StudySettings, settings.model_dump(include=set(StudySettings.model_fields)))
     trials = Trials(common, directory, folder / "configs", show)
     count = settings.trials or _TRIALS
@@ -165,19 +166,14 @@ def _confirm(
     best: Trial, settings: Settings, common: StudySettings, folder: Path, show: Callable[[str], object]
 ) -> list[Path]:
     """Compare the best point with the config as it was, with fresh seeds."""
-    import types
-
-    from peftlab.study.conducting import conduct
-
     first = max(settings.seeds) + 1
     fresh = tuple(range(first, first + settings.confirm))
-    study: Any = types.SimpleNamespace(
-        __name__="sweep",
-        QUESTION="Is the best point of the sweep better than the config as it was, with fresh seeds?",
-        Settings=StudySettings,
-        arms=lambda _: {"as it was": {}, "best": dict(best.point)},
-    )
     place = folder / "confirmed"
     place.mkdir()
-    runs = (settings.runs or folder.parent / "runs").expanduser().absolute()
-    return conduct(study, common.model_copy(update={"seeds": fresh, "runs": runs}), place, show)
+    return compare_arms(
+        "Is the best point of the sweep better than the config as it was, with fresh seeds?",
+        {"as it was": {}, "best": dict(best.point)},
+        common.model_copy(update={"seeds": fresh, "runs": runs_folder(settings, folder)}),
+        place,
+        show,
+    )

@@ -18,6 +18,7 @@ from peftlab.files import write_json, write_text
 from peftlab.run_series import render_markdown
 from peftlab.seeded_scores import SeededScore, compare_all, gather
 from peftlab.study.carrying import DoneRun, carry_out_planned
+from peftlab.study.conducting import runs_folder
 from peftlab.study.planning import PlannedRun, make_config
 from peftlab.study.scoring import LEAST_SEEDS, rescore
 from peftlab.study.settings import StudySettings
@@ -66,7 +67,7 @@ def carry_out(settings: Settings, folder: Path, show: Callable[[str], object]) -
         RunError: A run failed; the finished ones stay.
         EvaluationError: A score cannot be computed.
     """
-    directory = (settings.runs or folder.parent / "runs").expanduser().absolute()
+    directory = runs_folder(settings, folder)
     planned = [
         PlannedRun(task, seed, _config(settings, task, data, directory, seed))
         for task, data in settings.tasks.items()

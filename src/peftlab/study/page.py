@@ -17,18 +17,17 @@ from peftlab.tables import render_html, show_bytes, show_count, show_seconds
 _MOST_CURVES = 14
 
 
-def render_study(findings: Findings, title: str) -> str:
+def render_study(findings: Findings) -> str:
     """The page.
 
     Args:
         findings: What was found.
-        title: Its title.
 
     Returns:
         HTML that needs nothing else.
     """
     answers = "".join(f"<li>{escape(verdict.sentence)}</li>" for verdict in findings.verdicts)
-    lead = f"<p>{escape(findings.question)}</p><ul>{answers}</ul>"
+    lead = f"<ul>{answers}</ul>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in findings.notes)
     tables = [
         Section(table.title, scrolling(render_html(table.rows), wide=True)) for table in findings.tables()
@@ -46,7 +45,7 @@ def render_study(findings: Findings, title: str) -> str:
         Section("Runs", _runs(findings)),
         Section("How to read this", f"<ul>{notes}</ul>"),
     ]
-    return render_page(title, lead, parts)
+    return render_page(findings.question, lead, parts)
 
 
 def _bars(findings: Findings) -> list[tuple[str, None, dict[str, object]]]:

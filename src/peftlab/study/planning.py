@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from peftlab.config import RunConfig, build_config
 from peftlab.errors import ConfigError
+from peftlab.run import RunFolder
 from peftlab.study.settings import StudySettings
 
 Arms = Mapping[str, Mapping[str, Any]]
@@ -201,9 +202,22 @@ def make_config(
     values["evaluation"] = evaluation
     values["output"] = {"directory": str(directory), "name": f"{_plain(arm)}-seed{seed}"}
     try:
-        return build_config(values)
+        config = build_config(values)
     except ConfigError as error:
         raise ConfigError(f"{arm}: {error}") from None
+    return _under_its_name(config)
+
+
+def _under_its_name(config: RunConfig) -> RunConfig:
+    """The config with the name of a run that is the same to the fingerprint, where another experiment has made one."""
+    end = f"-{config.fingerprint()}"
+    there = sorted(
+        p.name for p in config.output.directory.glob(f"*{end}") if (p / RunFolder.CONFIG).is_file()
+    )
+    if not there or config.run_name() in there:
+        return config
+    output = config.output.model_copy(update={"name": there[0].removesuffix(end)})
+    return config.model_copy(update={"output": output})
 
 
 def _plain(arm: str) -> str:

@@ -107,13 +107,12 @@ def _machine(run: DoneRun) -> str:
     return str([hardware.get(key) for key in ("processor", "devices", "threads")])
 
 
-def write_findings(findings: Findings, folder: Path, title: str, show: Callable[[str], object]) -> list[Path]:
+def write_findings(findings: Findings, folder: Path, show: Callable[[str], object]) -> list[Path]:
     """Show and write everything.
 
     Args:
         findings: What was found.
         folder: Where to.
-        title: The page's.
         show: Is given each text for a person.
 
     Returns:
@@ -145,7 +144,7 @@ def write_findings(findings: Findings, folder: Path, title: str, show: Callable[
         write_text(folder / TABLE, "\n\n".join(whole) + "\n"),
         write_json(folder / NUMBERS, to_json(findings)),
         write_text(folder / RUNS, _csv(findings)),
-        write_text(folder / PAGE, render_study(findings, title)),
+        write_text(folder / PAGE, render_study(findings)),
     ]
 
 
