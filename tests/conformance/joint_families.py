@@ -1,7 +1,7 @@
 """Whether runs of LoRA share a base of each family that generates: tried on a tiny twin, in float64 where its kernels are.
 
-python tests/conformance/joint_families.py            all of them; joint_floor.json is written anew
-python tests/conformance/joint_families.py llama t5   these; the others stay as they are
+PYTHONPATH=tests python tests/conformance/joint_families.py            all of them; joint_floor.json is written anew
+PYTHONPATH=tests python tests/conformance/joint_families.py llama t5   these; the others stay as they are
 """
 
 from __future__ import annotations
